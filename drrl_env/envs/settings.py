@@ -1,0 +1,155 @@
+"""What an environment is made of, as values: settings are checked here, in one line each, before any work."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from drrl_env.lowrank.flops import BASES
+
+GUARDS = ("off", "paper")
+FIDELITIES = ("cosine", "error")
+RANK_SHARES = (1 / 8, 3 / 16, 1 / 4, 5 / 16, 3 / 8, 1 / 2, 5 / 8, 1)
+"""Default candidate ranks as shares of the head dimension: 8, 12, 16, 20, 24, 32, 40, 64 of 64."""
+
+
+@dataclass(frozen=True)
+class Reward:
+    """Weights of the reward α·fidelity − β·FLOPs ratio − γ·‖ΔS‖ (relative); every term is of order one.
+
+    Attributes:
+        alpha: weight of the fidelity of the output.
+        beta: weight of the segment's FLOPs over the episode's mean full-attention FLOPs per segment.
+        gamma: weight of ‖S_r − S_previous‖ / ‖S‖, both at this segment.
+        fidelity: `cosine` (the paper's) or `error`, 1 − ‖ΔO‖²/‖O‖², which sees shrinkage too.
+
+    Source: paper, reward; design §4.
+    """
+
+    alpha: float = 1.0
+    beta: float = 0.3
+    gamma: float = 0.05
+    fidelity: str = "cosine"
+
+
+REWARDS = {"default": Reward(), "paper": Reward(alpha=1.0, beta=0.05, gamma=0.1)}
+"""Named reward presets; `reward=` takes a name or a `Reward`."""
+
+
+@dataclass(frozen=True)
+class Guard:
+    """Which ranks are allowed, given the previous one.
+
+    Attributes:
+        kind: `off`, or `paper`: ‖ΔS‖/‖S‖ from the previous rank at most ε_t; full rank is always allowed.
+        threshold: ε at the first segment, relative to ‖S‖.
+        decay: λ of ε_t = ε exp(−λ t), per segment.
+
+    Source: the paper's decaying threshold, Eq. 8-10.
+    """
+
+    kind: str = "off"
+    threshold: float = 0.6
+    decay: float = 0.05
+
+    def limit(self, position: int) -> float:
+        """ε_t at segment `position`; infinite where there is no guard."""
+        return self.threshold * math.exp(-self.decay * position) if self.kind == "paper" else math.inf
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Everything a measured number depends on beyond model, span and layer; names results in the store.
+
+    Attributes:
+        model: `bundled`, a folder or a Hugging Face name.
+        segment: tokens of a segment.
+        context: tokens of an instance; a multiple of `segment`.
+        ranks: candidate ranks, ascending; the last is the head dimension. None: shares of it, `RANK_SHARES`.
+        value_rank: `balanced` (by calibration), `same` as the rank, a number, or None for full values.
+        basis: `refreshed` or `calibrated`.
+    """
+
+    model: str = "bundled"
+    segment: int = 128
+    context: int = 2048
+    ranks: tuple[int, ...] | None = None
+    value_rank: str | int | None = "balanced"
+    basis: str = "refreshed"
+
+    @property
+    def segments(self) -> int:
+        """Segments of an instance: the horizon of an episode."""
+        return self.context // self.segment
+
+    def check(self) -> None:
+        """Raises a ValueError naming the first argument that is wrong, its value and the remedy."""
+        one_of("basis", self.basis, BASES)
+        positive("segment", self.segment)
+        if self.context < self.segment or self.context % self.segment:
+            raise ValueError(
+                f"context={self.context}: must be a multiple of segment={self.segment}; "
+                f"use {max(1, self.context // self.segment) * self.segment}"
+            )
+        if isinstance(self.value_rank, str):
+            one_of("value_rank", self.value_rank, ("balanced", "same"))
+        elif self.value_rank is not None:
+            positive("value_rank", self.value_rank)
+
+
+def one_of(name: str, value: object, known: Sequence[str]) -> None:
+    """Raises a one-line ValueError where `value` is not among the known names."""
+    if value not in known:
+        raise ValueError(f"{name}={value!r}: unknown; use one of {', '.join(map(repr, known))}")
+
+
+def positive(name: str, value: int) -> None:
+    """Raises a one-line ValueError where `value` is not a whole number above zero."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name}={value!r}: must be a whole number of at least 1")
+
+
+def check_ranks(ranks: Sequence[int] | None, dim: int, model: str) -> tuple[int, ...]:
+    """The candidate ranks of a model, ascending and ending with full rank.
+
+    Raises:
+        ValueError: a rank beyond the head dimension, not ascending, or full rank missing.
+    """
+    if ranks is None:
+        return tuple(sorted({max(1, round(share * dim)) for share in RANK_SHARES}))
+    for rank in ranks:
+        positive("ranks", rank)
+        if rank > dim:
+            raise ValueError(
+                f"ranks={tuple(ranks)}: rank {rank} exceeds the head dimension {dim} of model {model!r}; "
+                f"use ranks up to {dim}"
+            )
+    if list(ranks) != sorted(set(ranks)) or len(ranks) < 2 or ranks[-1] != dim:
+        raise ValueError(f"ranks={tuple(ranks)}: must ascend and end with full rank; add {dim} as the last")
+    return tuple(ranks)
+
+
+def resolve_reward(reward: str | Reward) -> Reward:
+    """A preset by name, or the weights themselves, checked."""
+    if isinstance(reward, str):
+        one_of("reward", reward, tuple(REWARDS))
+        return REWARDS[reward]
+    one_of("reward.fidelity", reward.fidelity, FIDELITIES)
+    if not all(math.isfinite(float(x)) for x in (reward.alpha, reward.beta, reward.gamma)):
+        raise ValueError(f"reward={reward}: weights must be finite numbers")
+    return reward
+
+
+def resolve_guard(guard: str | Guard) -> Guard:
+    """A guard by name with the default threshold, or the guard itself, checked."""
+    found = Guard(kind=guard) if isinstance(guard, str) else guard
+    one_of("guard", found.kind, GUARDS)
+    if not (found.threshold > 0 and found.decay >= 0):
+        raise ValueError(f"guard={found}: threshold must be above 0 and decay at least 0")
+    return found
+
+
+def describe(settings: object) -> dict[str, object]:
+    """A settings dataclass as plain values for a config file or a key."""
+    return asdict(settings)  # type: ignore[call-overload, no-any-return]

@@ -1,0 +1,146 @@
+"""A world: one model, calibrated, under one measurement, and the store of all that was measured in it.
+
+Worlds are process-wide: every environment with the same measurement shares one, and replays its numbers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from drrl_env.data.instances import Instance, instances, token_ids
+from drrl_env.envs.observation import Layout, entries, layout
+from drrl_env.envs.settings import Measurement, check_ranks
+from drrl_env.lowrank.flops import AttentionShape, RankCost
+from drrl_env.lowrank.stream import StreamSettings
+from drrl_env.models.calibration import Calibration, calibrate, load_calibration, save_calibration
+from drrl_env.models.language_model import BUNDLED, LanguageModel, bundled_folder, load_language_model
+
+CALIBRATION_SPANS = 32
+"""Spans of the train split on which a model is calibrated."""
+CALIBRATION_FILE = "calibration.safetensors"
+
+
+@dataclass(frozen=True)
+class World:
+    """Model, calibration and everything derived from a measurement.
+
+    Attributes:
+        measurement: the settings, ranks resolved.
+        model: the language model.
+        calibration: its calibrated bases.
+        streams: stream settings per layer (value ranks differ).
+        layout: the observation's layout.
+    """
+
+    measurement: Measurement
+    model: LanguageModel
+    calibration: Calibration
+    streams: tuple[StreamSettings, ...]
+    layout: Layout
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """Candidate ranks, ascending; the last is full."""
+        return self.streams[0].ranks
+
+    @property
+    def layers(self) -> int:
+        """Attention layers of the model."""
+        return len(self.streams)
+
+    @property
+    def shape(self) -> AttentionShape:
+        """Sizes of an attention layer."""
+        return self.streams[0].shape
+
+    @property
+    def segments(self) -> int:
+        """Horizon of an episode."""
+        return self.measurement.segments
+
+    def token_ids(self, instance: Instance) -> Tensor:
+        """The instance's tokens, (context,), int64."""
+        return torch.as_tensor(token_ids(instance, self.model.tokenizer, self.measurement.context))
+
+
+@lru_cache(maxsize=8)
+def open_world(measurement: Measurement) -> World:
+    """Loads and calibrates the model of a measurement, once per process.
+
+    Raises:
+        ValueError: an argument is wrong; one line with its name, value and remedy.
+    """
+    measurement.check()
+    model = _language_model(measurement.model)
+    shape = model.shape(measurement.segment)
+    ranks = check_ranks(measurement.ranks, shape.dim, measurement.model)
+    if measurement.context > model.context:
+        raise ValueError(
+            f"context={measurement.context}: model {measurement.model!r} reads at most {model.context} tokens; "
+            f"use context={model.context // measurement.segment * measurement.segment}"
+        )
+    calibration = _calibration(measurement, model)
+    streams = tuple(_stream(measurement, shape, ranks, calibration, layer) for layer in range(model.layers))
+    hidden = int(calibration.embedding_mean.shape[0])
+    found = layout(entries(len(ranks), model.layers, hidden))
+    return World(replace(measurement, ranks=ranks), model, calibration, streams, found)
+
+
+@lru_cache(maxsize=4)
+def _language_model(name: str) -> LanguageModel:
+    return load_language_model(name)
+
+
+def _stream(
+    measurement: Measurement, shape: AttentionShape, ranks: Iterable[int], calibration: Calibration, layer: int
+) -> StreamSettings:
+    table = calibration.value_ranks[measurement.basis][layer].tolist()
+    costs = tuple(RankCost(rank, _value_rank(measurement.value_rank, rank, shape, table)) for rank in ranks)
+    return StreamSettings(shape, costs, measurement.basis)
+
+
+def _value_rank(wanted: str | int | None, rank: int, shape: AttentionShape, balanced: list[int]) -> int:
+    """The value rank that goes with a rank; full rank always brings full values."""
+    if wanted is None or rank >= shape.dim:
+        return shape.value_dim
+    if wanted == "balanced":
+        return balanced[rank]
+    return min(shape.value_dim, rank if wanted == "same" else int(wanted))
+
+
+def calibration_texts(model: LanguageModel, context: int, count: int = CALIBRATION_SPANS) -> list[Tensor]:
+    """Token ids of the calibration spans: the first of the train split, kinds alternating."""
+    return [torch.as_tensor(token_ids(span, model.tokenizer, context)) for span in instances("train")[:count]]
+
+
+def _calibration(measurement: Measurement, model: LanguageModel) -> Calibration:
+    """The shipped artefact of the bundled model, or one fitted once and kept in the cache folder."""
+    path = calibration_path(measurement, model)
+    if path.is_file():
+        return load_calibration(path)
+    texts = calibration_texts(model, measurement.context)
+    found = calibrate(model, texts, measurement.segment)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_calibration(found, path)
+    return found
+
+
+def calibration_path(measurement: Measurement, model: LanguageModel) -> Path:
+    """Where the calibration of a model lies."""
+    if measurement.model == BUNDLED:
+        return bundled_folder() / CALIBRATION_FILE
+    name = f"{model.digest}-{measurement.segment}-{measurement.context}.safetensors"
+    return cache_folder() / "calibrations" / name
+
+
+def cache_folder() -> Path:
+    """Where derived files are kept: $DRRL_CACHE, else the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("DRRL_CACHE") or Path(base) / "drrl-env")

@@ -1,0 +1,226 @@
+"""Bases of the scores: q kᵀ ≈ (q P_q)(k P_k)ᵀ, columns ordered by energy so that ranks nest.
+
+Three ways to one interface: *cold* (a decomposition from nothing), *warm* (one subspace step from a start)
+and *calibrated* (fixed, fitted on calibration text). The first r columns of a basis are its rank r.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from drrl_env.lowrank.grams import Grams
+
+NULL = 1e-13
+"""Singular values below this share of the largest are zero: rank-deficient queries or keys stay exact."""
+RIDGE = 1e-12
+"""Share of the key Gram's trace added to its diagonal, so that its Cholesky factor exists."""
+
+
+class BasisError(ValueError):
+    """A basis cannot be computed from what was given."""
+
+
+@dataclass(frozen=True)
+class ScoreBasis:
+    """A factor pair for the scores of one segment against all keys.
+
+    Attributes:
+        query: P_q, (kv_heads, dim, width), float64.
+        key: P_k, (kv_heads, dim, width), float64.
+        energies: estimates θ_i of σ_i², descending, (kv_heads, width), float64, unscaled scores.
+    """
+
+    query: Tensor
+    key: Tensor
+    energies: Tensor
+
+    @property
+    def width(self) -> int:
+        """Number of columns."""
+        return int(self.key.shape[-1])
+
+    def truncate(self, rank: int) -> ScoreBasis:
+        """The first `rank` columns: within a basis a rank change is a slice."""
+        if not 0 < rank <= self.width:
+            raise BasisError(f"rank={rank}: the basis has {self.width} columns; use ranks from 1 to {self.width}")
+        return ScoreBasis(self.query[..., :rank], self.key[..., :rank], self.energies[..., :rank])
+
+
+def triangular(rows: Tensor) -> Tensor:
+    """R of rows = Q R in float64, (kv_heads, min(tokens, dim), dim)."""
+    return torch.linalg.qr(rows.to(torch.float64), mode="r").R
+
+
+def product_svd(queries: Tensor, keys: Tensor, width: int) -> ScoreBasis:
+    """The best rank-r factors of q kᵀ for every r ≤ width, from triangular factors; the exact reference.
+
+    Args:
+        queries: (kv_heads, groups · segment, dim).
+        keys: (kv_heads, keys, dim).
+        width: columns wanted, at most dim.
+
+    Returns:
+        The cold basis; its energies are the squared singular values of q kᵀ to about 1e-10 · ‖q‖₂‖k‖₂.
+
+    Raises:
+        BasisError: the width exceeds dim, or the rows are not finite.
+
+    Source: Eckart–Young; the closed form is KQ-SVD's (arXiv 2512.05916); design §2, product SVD.
+    """
+    _check_width(width, queries.shape[-1])
+    _check_finite(queries, keys)
+    factor_q, factor_k = triangular(queries), triangular(keys)
+    left, sigma, right = torch.linalg.svd(factor_q @ factor_k.mT, full_matrices=False)
+    scale = _inverse_root(sigma)
+    query = factor_k.mT @ right.mT * scale[..., None, :]
+    key = factor_q.mT @ left * scale[..., None, :]
+    return _fit_width(query, key, sigma**2, width)
+
+
+def _inverse_root(sigma: Tensor) -> Tensor:
+    """Σ^{-1/2}, zero where a singular value is null."""
+    alive = sigma > NULL * sigma[..., :1]
+    return torch.where(alive, sigma, torch.ones_like(sigma)).rsqrt() * alive
+
+
+def _fit_width(query: Tensor, key: Tensor, energies: Tensor, width: int) -> ScoreBasis:
+    """Cuts or zero-pads the columns to `width` (a core of few tokens has fewer columns than dim)."""
+    missing = max(0, width - key.shape[-1])
+    pad = torch.nn.functional.pad
+    return ScoreBasis(
+        pad(query, (0, missing))[..., :width],
+        pad(key, (0, missing))[..., :width],
+        pad(energies, (0, missing))[..., :width],
+    )
+
+
+def cold(grams: Grams, width: int) -> ScoreBasis:
+    """The same factors from the Gram matrices alone, by two symmetric eigenproblems.
+
+    Args:
+        grams: the Grams of one segment.
+        width: columns wanted, at most dim.
+
+    Returns:
+        The basis; singular values are within about 1e-7 · ‖q‖₂‖k‖₂ (a Gram squares the condition).
+
+    Raises:
+        BasisError: the width exceeds dim, or the Grams are not finite.
+
+    Source: design §2, cold (eigh of the Gram factors, ≈ 13 d³ FLOPs).
+    """
+    _check_width(width, grams.key.shape[-1])
+    even, scale = _equilibrated(grams)
+    spectrum, vectors = torch.linalg.eigh(even.key)
+    alive = spectrum > torch.finfo(torch.float64).eps * spectrum[..., -1:]
+    root = torch.where(alive, spectrum, torch.zeros_like(spectrum)).sqrt()
+    inverse = torch.where(alive, spectrum, torch.ones_like(spectrum)).rsqrt() * alive
+    factor = vectors * root[..., None, :]
+    core = factor.mT @ even.query @ factor
+    energies, right = _descending(core, width)
+    return _balance(factor @ right / scale, scale * (vectors * inverse[..., None, :] @ right), energies)
+
+
+def warm(grams: Grams, start: Tensor) -> ScoreBasis:
+    """One subspace step from `start`, then Rayleigh–Ritz, so that columns are ordered by energy.
+
+    Args:
+        grams: the Grams of one segment.
+        start: key-side columns to begin from, (kv_heads, dim, width); only their span matters.
+
+    Returns:
+        The basis of `start`'s width; its energies are Ritz values.
+
+    Raises:
+        BasisError: the Grams are not finite, or the keys are zero; there is nothing to decompose.
+
+    Source: subspace iteration on (q kᵀ)ᵀ(q kᵀ) in key coordinates; design §2, incremental update.
+    """
+    even, scale = _equilibrated(grams)
+    ridged = _ridged(even.key)
+    factor, failed = torch.linalg.cholesky_ex(ridged, upper=True)
+    if bool(failed.any()):
+        raise BasisError("key Gram: no Cholesky factor exists, the keys of a head are all zero; use `cold`")
+    step = even.query @ (ridged @ (start.to(torch.float64) / scale))
+    ortho = torch.linalg.qr(factor @ step).Q
+    columns = torch.linalg.solve_triangular(factor, ortho, upper=True)
+    image = ridged @ columns
+    energies, ritz = _descending(image.mT @ even.query @ image, start.shape[-1])
+    return _balance(image @ ritz / scale, scale * (columns @ ritz), energies)
+
+
+def _check_width(width: int, dim: int) -> None:
+    if not 0 < width <= dim:
+        raise BasisError(f"width={width}: the head dimension is {dim}; use widths from 1 to {dim}")
+
+
+def _check_finite(queries: Tensor, keys: Tensor) -> None:
+    for name, tensor in (("queries", queries), ("keys", keys)):
+        if not bool(torch.isfinite(tensor).all()):
+            raise BasisError(f"{name}: NaN or infinite; no basis exists, look for the cause in the model's weights")
+
+
+def _equilibrated(grams: Grams) -> tuple[Grams, Tensor]:
+    """The Grams of q/D and kD, whose dimensions weigh alike in both, and D, (kv_heads, dim, 1).
+
+    q kᵀ does not know at which scale a dimension is split between q and k, but a Gram squares that scale, and
+    whatever lies under the rounding of its largest entry is lost: with scales of 1e±6, four fifths of the scores.
+
+    Raises:
+        BasisError: the Grams are not finite.
+    """
+    _check_finite(grams.query, grams.key)
+    query, key = (matrix.diagonal(dim1=-2, dim2=-1) for matrix in (grams.query, grams.key))
+    ratio = torch.where((query > 0) & (key > 0), query / key, torch.ones_like(key))
+    scale = ratio.sqrt().sqrt()[..., None]
+    return Grams(grams.query / (scale * scale.mT), grams.key * (scale * scale.mT)), scale
+
+
+def _ridged(key_gram: Tensor) -> Tensor:
+    """G_k + 1e-12 tr(G_k) I."""
+    trace = key_gram.diagonal(dim1=-2, dim2=-1).sum(-1)
+    eye = torch.eye(key_gram.shape[-1], dtype=key_gram.dtype, device=key_gram.device)
+    return key_gram + RIDGE * trace[..., None, None] * eye
+
+
+def _descending(symmetric: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """The `width` largest eigenvalues, clipped at zero, and their vectors, largest first."""
+    values, vectors = torch.linalg.eigh((symmetric + symmetric.mT) / 2)
+    return values.flip(-1)[..., :width].clamp_min(0), vectors.flip(-1)[..., :width]
+
+
+def _balance(query: Tensor, key: Tensor, energies: Tensor) -> ScoreBasis:
+    """Moves half of each singular value to either side: the product is the same, float32 likes it better."""
+    sigma = energies.sqrt()
+    floor = torch.where(sigma[..., :1] > 0, 1e-7 * sigma[..., :1], torch.ones_like(sigma[..., :1]))
+    scale = torch.maximum(sigma, floor).sqrt()
+    return ScoreBasis(query / scale[..., None, :], key * scale[..., None, :], energies)
+
+
+def refresh(grams: Grams, start: Tensor, method: str) -> ScoreBasis:
+    """The refreshed basis of one segment, by the method that `flops.decomposition_method` names.
+
+    Args:
+        grams: the Grams of one segment.
+        start: calibrated key-side columns, (kv_heads, dim, width).
+        method: `warm` or `cold`.
+
+    Raises:
+        BasisError: an unknown method, or nothing to decompose.
+    """
+    if method == "warm":
+        return warm(grams, start)
+    if method == "cold":
+        return cold(grams, int(start.shape[-1]))
+    raise BasisError(f"method={method!r}: unknown; use 'warm' or 'cold'")
+
+
+def value_basis(value_gram: Tensor) -> Tensor:
+    """P_v: eigenvectors of vᵀv, leading first, (kv_heads, value_dim, value_dim); v ≈ (v P_v) P_vᵀ.
+
+    Source: design §2, values.
+    """
+    return _descending(value_gram.to(torch.float64), int(value_gram.shape[-1]))[1]

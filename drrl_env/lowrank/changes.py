@@ -1,0 +1,84 @@
+"""How far the scores move: ‖ΔS‖ between two ranks of a basis and to full rank, in d x d work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from drrl_env.lowrank.bases import BasisError, ScoreBasis
+from drrl_env.lowrank.grams import Grams
+
+
+@dataclass(frozen=True)
+class ScoreProducts:
+    """Inner products of the truncated scores S_a (rank a) with each other and with S, unscaled and unmasked.
+
+    Attributes:
+        inner: ⟨S_a, S_b⟩ for a, b from 0 to width, (kv_heads, width + 1, width + 1), float64.
+        crossed: ⟨S, S_a⟩, (kv_heads, width + 1), float64.
+        total: ‖S‖², (kv_heads,), float64.
+        dim: head dimension; a rank of this size means S itself.
+    """
+
+    inner: Tensor
+    crossed: Tensor
+    total: Tensor
+    dim: int
+
+    def residuals(self) -> Tensor:
+        """‖S − S_a‖² for a from 0 to width, (kv_heads, width + 1)."""
+        own = self.inner.diagonal(dim1=-2, dim2=-1)
+        return (self.total[:, None] - 2 * self.crossed + own).clamp_min(0)
+
+
+def score_products(basis: ScoreBasis, grams: Grams) -> ScoreProducts:
+    """The products every ‖ΔS‖ of a segment follows from, in any basis.
+
+    Source: the trace formula of design §2 with G_q and G_k: ⟨S_a, S_b⟩ sums (P_qᵀG_qP_q)∘(P_kᵀG_kP_k).
+    """
+    query_image, key_image = grams.query @ basis.query, grams.key @ basis.key
+    products = (basis.query.mT @ query_image) * (basis.key.mT @ key_image)
+    inner = functional.pad(products.cumsum(-1).cumsum(-2), (1, 0, 1, 0))
+    crossed = functional.pad((query_image * key_image).sum(-2).cumsum(-1), (1, 0))
+    return ScoreProducts(inner, crossed, grams.total, int(grams.key.shape[-1]))
+
+
+def squared_changes(products: ScoreProducts, ranks: Sequence[int]) -> Tensor:
+    """‖S_r − S_r'‖_F² for every pair of ranks, exact and unmasked.
+
+    Args:
+        products: the products of one basis and segment.
+        ranks: ranks to compare, each at most the basis' width, or dim for full attention (S itself).
+
+    Returns:
+        (kv_heads, ranks, ranks), float64, of scores scaled by 1/√dim; symmetric, zero diagonal.
+
+    Raises:
+        BasisError: a rank is neither within the basis nor full.
+
+    Source: the paper's Eq. 8 where the basis is cold; tr(Eᵀ G_q E G_k)/d, E = I − P_qP_kᵀ, to full rank.
+    """
+    _check_ranks(ranks, products.inner.shape[-1] - 1, products.dim)
+    reduced = torch.tensor([rank if rank < products.dim else 0 for rank in ranks])
+    own = products.inner[:, reduced, reduced]
+    pairs = own[:, :, None] + own[:, None, :] - 2 * products.inner[:, reduced[:, None], reduced]
+    changes = _with_full(pairs, products.residuals()[:, reduced], [rank >= products.dim for rank in ranks])
+    return changes.clamp_min(0) / products.dim
+
+
+def _check_ranks(ranks: Sequence[int], width: int, dim: int) -> None:
+    for rank in ranks:
+        if rank != dim and not 0 < rank <= width:
+            raise BasisError(f"rank={rank}: the basis has {width} columns; use ranks up to {width}, or {dim} for full")
+
+
+def _with_full(pairs: Tensor, to_full: Tensor, full: Sequence[bool]) -> Tensor:
+    """Puts the distances to the full scores into the rows and columns of full rank."""
+    is_full = torch.tensor(full)
+    column = torch.where(is_full, torch.zeros_like(to_full), to_full)
+    mixed = torch.where(is_full[:, None], column[:, None, :], column[:, :, None])
+    return torch.where(is_full[:, None] | is_full, mixed, pairs)

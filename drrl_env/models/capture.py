@@ -1,0 +1,113 @@
+"""Capture: q, k, v after the positional encoding, of every layer, from any causal LM.
+
+One door for capture and for patching: an attention function registered with transformers, which every
+architecture that supports the interface calls with q, k and v as its attention will see them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+ATTENTION_NAME = "drrl"
+
+
+@dataclass
+class Recording:
+    """What a forward pass showed, layer by layer.
+
+    Attributes:
+        layers: layer number to (queries, keys, values): (heads, tokens, dim) and (kv_heads, tokens, dim).
+    """
+
+    layers: dict[int, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
+
+
+_RECORDING: ContextVar[Recording | None] = ContextVar("drrl_recording", default=None)
+
+
+def _attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """SDPA that shows its inputs to the recording in force, if there is one."""
+    recording = _RECORDING.get()
+    if recording is not None:
+        index = int(module.layer_idx)  # type: ignore[arg-type]
+        recording.layers[index] = (query[0].contiguous(), key[0].contiguous(), value[0].contiguous())
+    return sdpa_attention_forward(module, query, key, value, *args, **kwargs)
+
+
+# Without a mask function of the same name transformers would silently mask nothing, padding included.
+AttentionInterface.register(ATTENTION_NAME, _attention)
+AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)
+
+
+@contextmanager
+def recording() -> Iterator[Recording]:
+    """While open, every forward pass of a batch of one leaves its q, k, v in the recording."""
+    found = Recording()
+    token = _RECORDING.set(found)
+    try:
+        yield found
+    finally:
+        _RECORDING.reset(token)
+
+
+def attention_modules(network: PreTrainedModel) -> list[nn.Module]:
+    """The attention modules in the order of their layers."""
+    found = {int(m.layer_idx): m for m in network.modules() if _is_attention(m)}  # type: ignore[arg-type]
+    return [found[index] for index in sorted(found)]
+
+
+def _is_attention(module: nn.Module) -> bool:
+    """Decoder layers carry a layer_idx too; an attention module is one that scales scores or says it is causal."""
+    has_index = getattr(module, "layer_idx", None) is not None
+    return has_index and (hasattr(module, "scaling") or hasattr(module, "is_causal"))
+
+
+@dataclass(frozen=True)
+class Capture:
+    """One sequence under a model.
+
+    Attributes:
+        layers: per layer (queries, keys, values): (heads, tokens, dim) and (kv_heads, tokens, dim), float32.
+        embeddings: input embeddings, (tokens, hidden).
+        log_likelihood: of each next token under the full model, nats, (tokens - 1,).
+    """
+
+    layers: tuple[tuple[Tensor, Tensor, Tensor], ...]
+    embeddings: Tensor
+    log_likelihood: Tensor
+
+    @property
+    def bytes(self) -> int:
+        """Memory the tensors take."""
+        tensors = [tensor for layer in self.layers for tensor in layer] + [self.embeddings]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+@torch.no_grad()
+def capture(network: PreTrainedModel, token_ids: Tensor) -> Capture:
+    """Runs the model once over a sequence and keeps what its attention saw.
+
+    Args:
+        network: a model loaded by `load_language_model`.
+        token_ids: (tokens,), int64.
+
+    Raises:
+        ValueError: the architecture does not use transformers' attention interface.
+    """
+    with recording() as found:
+        logits = network(input_ids=token_ids[None], use_cache=False).logits[0]
+    if not found.layers:
+        raise ValueError("model: this architecture does not call transformers' AttentionInterface; use another")
+    scores = torch.log_softmax(logits[:-1].float(), dim=-1).gather(-1, token_ids[1:, None])[:, 0]
+    embeddings: Tensor = network.get_input_embeddings()(token_ids)
+    return Capture(tuple(found.layers[index] for index in sorted(found.layers)), embeddings, scores)
