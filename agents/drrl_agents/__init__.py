@@ -1,0 +1,1 @@
+"""Training, evaluation and comparison of rank-choosing agents, and the `drrl` command."""

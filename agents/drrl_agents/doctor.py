@@ -1,0 +1,67 @@
+"""`drrl doctor`: versions, devices, and what is cached where."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from drrl_agents.training import PACKAGES
+from drrl_env.envs.world import cache_folder
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Show versions, devices, the cache's place and size, and how to clear it.
+
+    Attributes:
+        clear_cache: delete the cache folder.
+    """
+
+    clear_cache: bool = False
+
+
+def run_doctor(settings: Doctor) -> None:
+    """Prints the report; clears the cache first if asked to."""
+    if settings.clear_cache:
+        shutil.rmtree(cache_folder(), ignore_errors=True)
+    table = Table(title="drrl doctor", show_header=False)
+    for name, value in report().items():
+        table.add_row(name, value)
+    Console().print(table)
+
+
+def report() -> dict[str, str]:
+    """What a bug report should say."""
+    folder = cache_folder()
+    return {
+        "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
+        **{name: _version(name) for name in PACKAGES},
+        "torch threads": str(torch.get_num_threads()),
+        "devices": _devices(),
+        "cache": f"{folder} ({folder_bytes(folder) / 1e6:.1f} MB); move it with DRRL_CACHE",
+        "clear it": "drrl doctor --clear-cache",
+    }
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _devices() -> str:
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return ", ".join(["cpu", *gpus])
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of all files below a folder; 0 if there is none."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -1,0 +1,50 @@
+"""`drrl evaluate`: one trained agent on a split."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+
+from drrl_agents.agent import load_agent, read_config, task_of
+from drrl_agents.comparison import Comparison, play, print_table
+from drrl_agents.tasks import open_field
+from drrl_policies.fitting import oracle_policy
+from drrl_policies.rules import Full
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Evaluate a trained agent beside full attention and the oracle; reads no pickle.
+
+    Example: drrl evaluate runs/DRRL-Attention-v0/maskable-ppo-transformer/seed-0 --split test
+
+    Attributes:
+        run: the run folder.
+        split: split to evaluate on.
+        instances: spans of it; None for all.
+        threads: torch threads.
+        progress: show progress bars.
+    """
+
+    run: tyro.conf.Positional[Path]
+    split: str = "test"
+    instances: int | None = 32
+    threads: int = 1
+    progress: bool = True
+
+
+def run_evaluate(settings: Evaluate) -> Comparison:
+    """Evaluates, prints the table and writes evaluation-<split>.json into the run folder."""
+    torch.set_num_threads(settings.threads)
+    task, agent = task_of(read_config(settings.run)), load_agent(settings.run)
+    field = open_field(task, settings.split, settings.instances, settings.progress)
+    rules = [Full(len(field.transitions.world.ranks)), oracle_policy(field.transitions, field.pairs)]
+    found = play([agent, *rules], field)
+    print_table(found, f"{task.env} · {settings.split} · {len(field.pairs)} episodes")
+    rows = [row.values() for row in found.rows]
+    (settings.run / f"evaluation-{settings.split}.json").write_text(json.dumps(rows, indent=1))
+    return found
