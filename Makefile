@@ -37,3 +37,15 @@ bench: $(STAMP)
 
 clean:
 	rm -rf $(VENV) build dist
+
+# What the README says was measured: runs the benchmarks here and rewrites its tables (about 15 minutes).
+.PHONY: measure
+measure: $(STAMP)
+	$(BIN)/drrl bench update --json > benchmarks/update.json
+	$(BIN)/drrl bench env --json > benchmarks/env.json
+	$(BIN)/drrl bench policy --json > benchmarks/policy.json
+	$(BIN)/drrl demo --logdir build/measure
+	cp build/measure/DRRL-Attention-v0/compare-test/comparison.csv benchmarks/
+	cp build/measure/DRRL-Attention-v0/compare-test/comparison.png docs/
+	$(BIN)/python -m drrl_env.envs.describe > docs/DRRL-Attention-v0.md
+	$(BIN)/python benchmarks/readme.py

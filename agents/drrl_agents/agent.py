@@ -8,10 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from drrl_agents.algorithms import ALGORITHMS, make_algorithm
@@ -28,10 +31,14 @@ class AgentPolicy(Policy):
         model: the agent.
         name: its name in tables.
         masks: whether it honours action masks.
+
+    Attributes:
+        space: the observations it was built for.
     """
 
     def __init__(self, model: BaseAlgorithm, name: str, masks: bool) -> None:
         self.name, self._model, self._masks = name, model, masks
+        self.space = model.observation_space
         self.reads = frozenset(_spaces(model))
         self.deciding_flops = decision_flops(model)
 
@@ -44,19 +51,21 @@ class AgentPolicy(Policy):
 
 def decision_flops(model: BaseAlgorithm) -> float:
     """FLOPs of one decision, counted by PyTorch on one observation."""
-    zeros = {name: np.zeros((1, *space.shape), np.float32) for name, space in _spaces(model).items()}
+    zeros = {name: np.zeros((1, *(space.shape or ())), np.float32) for name, space in _spaces(model).items()}
     observation, _ = model.policy.obs_to_tensor(zeros)
-    # In evaluation mode PyTorch's encoder takes a fused path that its own counter does not see.
+    # PyTorch's counter sees neither the fused path of its encoder in evaluation mode nor fused attention on a CPU.
     was_training = model.policy.training
     model.policy.train()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
         model.policy._predict(observation, deterministic=True)
     model.policy.train(was_training)
     return float(counter.get_total_flops())
 
 
-def _spaces(model: BaseAlgorithm) -> dict[str, Any]:
-    return dict(_spaces(model))
+def _spaces(model: BaseAlgorithm) -> dict[str, spaces.Space[Any]]:
+    """Entries of the observation it was built for."""
+    assert isinstance(model.observation_space, spaces.Dict)
+    return dict(model.observation_space.spaces)
 
 
 def save_agent(model: BaseAlgorithm, folder: Path) -> None:
@@ -67,16 +76,26 @@ def save_agent(model: BaseAlgorithm, folder: Path) -> None:
     partial.replace(folder / WEIGHTS)
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path, argument: str = "run") -> dict[str, Any]:
     """The run's config.
 
+    Args:
+        folder: the run.
+        argument: what the user calls it, for errors.
+
     Raises:
-        ValueError: the folder is not a run.
+        ValueError: the folder is not a run, or its config is damaged.
     """
     path = folder / CONFIG
     if not path.is_file():
-        raise ValueError(f"run={str(folder)!r}: no {CONFIG} is there; give a folder that `drrl train` wrote")
-    found: dict[str, Any] = json.loads(path.read_text())
+        raise ValueError(f"{argument}={str(folder)!r}: no {CONFIG} is there; give a folder that `drrl train` wrote")
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+        task_of(found)
+        agent_name(found)
+    except (ValueError, TypeError, KeyError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{argument}={str(folder)!r}: its {CONFIG} is damaged ({reason}); train it again") from error
     return found
 
 
@@ -88,21 +107,36 @@ def task_of(config: dict[str, Any]) -> Task:
     return Task(**values)
 
 
-def load_agent(folder: Path) -> AgentPolicy:
+def load_agent(folder: Path, argument: str = "run") -> AgentPolicy:
     """The trained agent of a run folder; reads JSON and safetensors only.
+
+    Args:
+        folder: the run.
+        argument: what the user calls it, for errors.
 
     Raises:
         ValueError: the folder is not a finished run, or its weights are damaged or of another task.
     """
-    config = read_config(folder)
+    config = read_config(folder, argument)
+    if not (folder / WEIGHTS).is_file():
+        raise ValueError(f"{argument}={str(folder)!r}: no {WEIGHTS} is there yet; finish it with drrl train --resume")
     env = DummyVecEnv([lambda: task_of(config).make("train", 1)])
     model = make_algorithm(config["algo"], config["policy"], env, config["seed"])
     try:
-        model.policy.load_state_dict(load_file(folder / WEIGHTS))
-    except (OSError, SafetensorError, RuntimeError) as error:
+        model.policy.load_state_dict(_finite(load_file(folder / WEIGHTS)))
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"run={str(folder)!r}: its {WEIGHTS} cannot be used ({reason}); train it again") from error
+        raise ValueError(
+            f"{argument}={str(folder)!r}: its {WEIGHTS} cannot be used ({reason}); train it again"
+        ) from error
     return AgentPolicy(model, agent_name(config), ALGORITHMS[config["algo"]].masks)
+
+
+def _finite(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    for name, tensor in weights.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"{name} holds NaN or infinity")
+    return weights
 
 
 def agent_name(config: dict[str, Any]) -> str:

@@ -29,7 +29,7 @@ Command = (
 def run_train(settings: Train) -> None:
     """Trains and says where the run lies."""
     folder = train(settings)
-    print(f"run: {folder}\ntensorboard --logdir {settings.logdir}")
+    print(f"run: {folder}\ntensorboard --logdir {settings.resume or settings.logdir}")
 
 
 RUNNERS: dict[type, Callable[[Any], object]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -13,11 +14,12 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
-from drrl_agents.agent import load_agent
+from drrl_agents.agent import AgentPolicy, load_agent
 from drrl_agents.figures import comparison_figure, rank_heatmap
 from drrl_agents.scoring import Row, row
-from drrl_agents.tasks import Field, Task, Tasks, open_field
+from drrl_agents.tasks import Field, Task, Tasks, open_fields
 from drrl_agents.training import check_writable
+from drrl_env.envs.settings import positive
 from drrl_policies.base import Policy
 from drrl_policies.fitting import oracle_policy, reference, rule_policies
 from drrl_policies.rollout import Reference, Rollout, rollout
@@ -92,13 +94,31 @@ def compare(settings: Compare) -> Comparison:
     Raises:
         ValueError: an argument is wrong; one line with its name, value and remedy.
     """
+    positive("threads", settings.threads)
     check_writable(settings.logdir)
     torch.set_num_threads(settings.threads)
-    agents = [load_agent(folder) for folder in settings.runs]
-    train = open_field(settings.task, "train", settings.train_instances, settings.progress)
-    found = open_field(settings.task, settings.split, settings.instances, settings.progress)
+    agents = load_agents(settings)
+    wanted = [("train", settings.train_instances), (settings.split, settings.instances)]
+    train, found = open_fields(settings.task, wanted, settings.progress)
     rules = rule_policies(train.transitions, train.pairs)
     return play([*rules, *agents, oracle_policy(found.transitions, found.pairs)], found)
+
+
+def load_agents(settings: Compare) -> list[AgentPolicy]:
+    """The agents of the runs, their names told apart.
+
+    Raises:
+        ValueError: a folder is no finished run, or was trained on other observations than the task's.
+    """
+    space = settings.task.make(settings.split, 1).observation_space
+    agents = [load_agent(folder, "runs") for folder in settings.runs]
+    seen = Counter[str]()
+    for folder, agent in zip(settings.runs, agents, strict=True):
+        if agent.space != space:
+            raise ValueError(f"runs={str(folder)!r}: trained on another task; give the task's arguments that it had")
+        seen[agent.name] += 1
+        agent.name += f"-{seen[agent.name]}" if seen[agent.name] > 1 else ""
+    return agents
 
 
 def play(policies: Sequence[Policy], found: Field) -> Comparison:
@@ -120,14 +140,14 @@ def run_compare(settings: Compare) -> Comparison:
     return found
 
 
-def print_table(found: Comparison, title: str) -> None:
-    """The rows as a table, best return first."""
+def print_table(found: Comparison, title: str, stderr: bool = False) -> None:
+    """The rows as a table, best return first; on the error stream where standard output is for a program."""
     table = Table(title=title, caption=CAPTION)
     for name, head in COLUMNS.items():
         table.add_column(head, justify="left" if name == "policy" else "right", no_wrap=True)
     for each in sorted(found.rows, key=lambda r: -r.mean_return):
         table.add_row(*(_cell(each, name) for name in COLUMNS))
-    Console(width=max(120, Console().width)).print(table)
+    Console(width=max(140, Console().width), stderr=stderr).print(table)
 
 
 def _cell(found: Row, name: str) -> str:

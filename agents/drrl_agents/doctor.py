@@ -15,13 +15,16 @@ from rich.table import Table
 from drrl_agents.training import PACKAGES
 from drrl_env.envs.world import cache_folder
 
+CACHED = ("calibrations",)
+"""Folders below the cache folder that are ours: DRRL_CACHE may name one that holds more."""
+
 
 @dataclass(frozen=True)
 class Doctor:
     """Show versions, devices, the cache's place and size, and how to clear it.
 
     Attributes:
-        clear_cache: delete the cache folder.
+        clear_cache: delete what is cached.
     """
 
     clear_cache: bool = False
@@ -30,7 +33,8 @@ class Doctor:
 def run_doctor(settings: Doctor) -> None:
     """Prints the report; clears the cache first if asked to."""
     if settings.clear_cache:
-        shutil.rmtree(cache_folder(), ignore_errors=True)
+        for name in CACHED:
+            shutil.rmtree(cache_folder() / name, ignore_errors=True)
     table = Table(title="drrl doctor", show_header=False)
     for name, value in report().items():
         table.add_row(name, value)
@@ -40,12 +44,13 @@ def run_doctor(settings: Doctor) -> None:
 def report() -> dict[str, str]:
     """What a bug report should say."""
     folder = cache_folder()
+    held = sum(folder_bytes(folder / name) for name in CACHED)
     return {
         "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
         **{name: _version(name) for name in PACKAGES},
         "torch threads": str(torch.get_num_threads()),
         "devices": _devices(),
-        "cache": f"{folder} ({folder_bytes(folder) / 1e6:.1f} MB); move it with DRRL_CACHE",
+        "cache": f"{folder} ({held / 1e6:.1f} MB); move it with DRRL_CACHE",
         "clear it": "drrl doctor --clear-cache",
     }
 

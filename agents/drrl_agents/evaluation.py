@@ -12,6 +12,8 @@ import tyro
 from drrl_agents.agent import load_agent, read_config, task_of
 from drrl_agents.comparison import Comparison, play, print_table
 from drrl_agents.tasks import open_field
+from drrl_agents.training import check_writable
+from drrl_env.envs.settings import positive
 from drrl_policies.fitting import oracle_policy
 from drrl_policies.rules import Full
 
@@ -39,12 +41,19 @@ class Evaluate:
 
 def run_evaluate(settings: Evaluate) -> Comparison:
     """Evaluates, prints the table and writes evaluation-<split>.json into the run folder."""
+    positive("threads", settings.threads)
     torch.set_num_threads(settings.threads)
     task, agent = task_of(read_config(settings.run)), load_agent(settings.run)
+    check_writable(settings.run, "run")
     field = open_field(task, settings.split, settings.instances, settings.progress)
     rules = [Full(len(field.transitions.world.ranks)), oracle_policy(field.transitions, field.pairs)]
     found = play([agent, *rules], field)
     print_table(found, f"{task.env} · {settings.split} · {len(field.pairs)} episodes")
-    rows = [row.values() for row in found.rows]
-    (settings.run / f"evaluation-{settings.split}.json").write_text(json.dumps(rows, indent=1))
+    rows = [{name: _plain(value) for name, value in row.values().items()} for row in found.rows]
+    (settings.run / f"evaluation-{settings.split}.json").write_text(json.dumps(rows, indent=1, allow_nan=False))
     return found
+
+
+def _plain(value: float | str) -> float | str | None:
+    """JSON has no NaN; the interval over a single instance is one."""
+    return None if value != value else value

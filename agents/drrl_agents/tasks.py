@@ -77,15 +77,19 @@ class Field:
 
 def open_field(task: Task, split: str, instances: int | None, progress: bool = True) -> Field:
     """Measures every rank of the instances (with a progress bar) and returns their episodes."""
-    env = task.make(split, instances).unwrapped
+    return open_fields(task, [(split, instances)], progress)[0]
+
+
+def open_fields(task: Task, wanted: Sequence[tuple[str, int | None]], progress: bool = True) -> list[Field]:
+    """The same for several (split, instances); all of them are found good before anything is measured."""
+    faces = [task.make(split, instances).unwrapped for split, instances in wanted]
+    return [_measured(face, progress) for face in faces]
+
+
+def _measured(env: gymnasium.Env[Any, Any], progress: bool) -> Field:
     assert isinstance(env, AttentionEnv)
     env.transitions.store.fill(env.pool, env.layers, progress)
     return Field(env.transitions, tuple(pairs(env.pool, env.layers)))
 
 
 Tasks = Annotated[Task, tyro.conf.OmitArgPrefixes]
-
-
-def layers_of(found: Sequence[Pair]) -> list[int]:
-    """The layer of each episode."""
-    return [layer for _, layer in found]

@@ -20,7 +20,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from drrl_agents.agent import CONFIG, read_config, task_of
 from drrl_agents.algorithms import ALGORITHMS, POLICIES, make_algorithm
 from drrl_agents.callback import RunCallback
-from drrl_agents.tasks import Field, Task, Tasks, open_field
+from drrl_agents.tasks import Field, Task, Tasks, open_fields
 from drrl_env.envs.settings import one_of, positive
 from drrl_policies.fitting import reference
 
@@ -72,10 +72,16 @@ def check(settings: Train) -> None:
     for name in ("steps", "n_envs", "validation_instances", "validate_every", "threads"):
         positive(name, getattr(settings, name))
     check_writable(settings.logdir)
+    if settings.resume is not None:
+        check_writable(settings.resume, "resume")
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(folder: Path, argument: str = "logdir") -> None:
     """Makes the folder and proves that it can be written to.
+
+    Args:
+        folder: the folder.
+        argument: what the user calls it, for the error.
 
     Raises:
         ValueError: it cannot.
@@ -86,7 +92,9 @@ def check_writable(folder: Path) -> None:
             pass
     except OSError as error:
         reason = error.strerror or str(error)
-        raise ValueError(f"logdir={str(folder)!r}: cannot be written to ({reason}); give another --logdir") from error
+        raise ValueError(
+            f"{argument}={str(folder)!r}: cannot be written to ({reason}); give a folder that can be"
+        ) from error
 
 
 def train(settings: Train) -> Path:
@@ -104,10 +112,8 @@ def train(settings: Train) -> Path:
     settings = resumed(settings)
     check(settings)
     torch.set_num_threads(settings.threads)
-    fields = [
-        open_field(settings.task, split, count, settings.progress)
-        for split, count in (("train", settings.instances), ("validation", settings.validation_instances))
-    ]
+    wanted = [("train", settings.instances), ("validation", settings.validation_instances)]
+    fields = open_fields(settings.task, wanted, settings.progress)
     folder = settings.resume or new_folder(settings)
     write_config(settings, folder, fields[0])
     model, first = _agent(settings, folder)
@@ -121,9 +127,12 @@ def resumed(settings: Train) -> Train:
     """The settings of the run to go on with, or those given where there is none."""
     if settings.resume is None:
         return settings
-    config = read_config(settings.resume)
+    config = read_config(settings.resume, "resume")
     kept = ("algo", "policy", "seed", "n_envs", "instances", "validation_instances", "validate_every", "threads")
-    values: dict[str, Any] = {name: config[name] for name in kept}
+    try:
+        values: dict[str, Any] = {name: config[name] for name in kept}
+    except KeyError as error:
+        raise ValueError(f"resume={str(settings.resume)!r}: its {CONFIG} lacks {error}; train it again") from error
     return replace(settings, task=task_of(config), logdir=settings.resume.parent, **values)
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from drrl_env.data.instances import Instance, instance, instances, instances_from_text
+from drrl_env.data.instances import SPLITS, Instance, instance, instances, instances_from_text
 from drrl_env.envs.observation import Layout
-from drrl_env.envs.settings import Guard, Measurement, Reward, positive, resolve_guard, resolve_reward
+from drrl_env.envs.settings import Guard, Measurement, Reward, one_of, positive, resolve_guard, resolve_reward
 from drrl_env.envs.simulator import Observation, Simulator
 from drrl_env.envs.transitions import Rules, open_transitions
 from drrl_env.envs.world import World, open_world
@@ -73,16 +74,17 @@ class AttentionEnv(gymnasium.Env[Observation, np.int64]):
         guard: str | Guard = "off",
     ) -> None:
         weights, allowed = resolve_reward(reward), resolve_guard(guard)
-        chosen = None if ranks is None else tuple(int(rank) for rank in ranks)
+        one_of("split", split, SPLITS)
+        chosen = None if ranks is None else tuple(ranks)
         measurement = Measurement(str(model), segment, context, chosen, value_rank, basis)
         world = open_world(measurement)
         self.transitions = open_transitions(Rules(world.measurement, weights, allowed))
         self.pool = instance_pool(world, split, instances, text)
         self.layers = _layers(world, layer)
         self._simulator = Simulator(self.transitions, lanes=1)
-        self._choice = np.zeros(1, np.int64)
+        self._choice, self._actions = np.zeros(1, np.int64), len(world.ranks)
         self._uri = ""
-        self.observation_space = observation_space(world.layout)
+        self.observation_space = cast("spaces.Space[Observation]", observation_space(world.layout))
         self.action_space = spaces.Discrete(len(world.ranks))
 
     @property
@@ -105,8 +107,8 @@ class AttentionEnv(gymnasium.Env[Observation, np.int64]):
         wanted = options or {}
         if "instance" in wanted:
             found = self._named(str(wanted["instance"]))
-        layer = int(wanted.get("layer", layer))
-        self._simulator.start(0, found, _layers(self.transitions.world, layer)[0])
+        layer = _layers(self.transitions.world, wanted.get("layer", layer))[0]
+        self._simulator.start(0, found, layer)
         self._uri = found.uri
         return self._observe(), {"instance": found.uri, "layer": layer, "action_mask": self.action_masks()}
 
@@ -122,6 +124,8 @@ class AttentionEnv(gymnasium.Env[Observation, np.int64]):
     def step(self, action: np.int64 | int) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Applies a rank to the current segment; `info` says what it cost and what it did."""
         choice = int(action)
+        if not 0 <= choice < self._actions:
+            raise ValueError(f"action={choice}: ranks are chosen by index; use 0 to {self._actions - 1}")
         self._choice[0] = choice
         batch = self._simulator.step(self._choice)
         info = self._simulator.info(0, batch, choice, self.action_masks())
@@ -142,7 +146,20 @@ def instance_pool(
     Raises:
         ValueError: an unknown split, more instances than there are, or an unknown URI.
     """
-    count = wanted if isinstance(wanted, int) else None
+    if wanted is None or isinstance(wanted, (int, np.integer)):
+        return _first(world, split, None if wanted is None else int(wanted), text)
+    if isinstance(wanted, str) or len(wanted) == 0:
+        raise ValueError(f"instances={wanted!r}: give a number, or a list with at least one URI")
+    if text is None:
+        return tuple(instance(uri) for uri in wanted)
+    own = {found.uri: found for found in _first(world, split, None, text)}
+    for uri in wanted:
+        one_of("instances", uri, tuple(own))
+    return tuple(own[uri] for uri in wanted)
+
+
+def _first(world: World, split: str, count: int | None, text: str | Path | None) -> tuple[Instance, ...]:
+    """The first `count` instances of a split or of a user's own text, all of them where None."""
     if count is not None:
         positive("instances", count)
     if text is not None:
@@ -150,16 +167,14 @@ def instance_pool(
     found = instances(split)
     if count is not None and count > len(found):
         raise ValueError(f"instances={count}: split {split!r} has {len(found)}; use at most {len(found)}")
-    if wanted is not None and not isinstance(wanted, int):
-        return tuple(instance(uri) for uri in wanted)
     return found[:count]
 
 
 def _layers(world: World, layer: int | None) -> tuple[int, ...]:
     if layer is None:
         return tuple(range(world.layers))
-    if not 0 <= layer < world.layers:
+    if not isinstance(layer, Integral) or not 0 <= layer < world.layers:
         raise ValueError(
             f"layer={layer}: model {world.measurement.model!r} has layers 0 to {world.layers - 1}; use one of them"
         )
-    return (layer,)
+    return (int(layer),)

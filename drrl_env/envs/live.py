@@ -29,19 +29,24 @@ class LiveLayer:
         self._tensors = found.layers[layer]
         self._stream = LayerStream(world.streams[layer], world.calibration.layers[layer], world.measurement.context)
         self._segments: list[Segment] = []
+        self._last = 0
 
     def segment(self, position: int) -> Segment:
         """The segment at `position`; those before it are streamed first.
 
-        Only the latest keeps the projections it worked out; an older one works them out again, to the same bits.
+        Only the one asked for last keeps the projections it worked out; another works them out again, to the same bits.
         """
+        if self._segments and position != self._last:
+            self._segments[self._last] = replace(self._segments[self._last])
         while len(self._segments) <= position:
-            if self._segments:
-                self._segments[-1] = replace(self._segments[-1])
-            start = len(self._segments) * self._stream.settings.shape.segment
-            rows = slice(start, start + self._stream.settings.shape.segment)
-            self._segments.append(self._stream.advance(*(tensor[:, rows] for tensor in self._tensors)))
+            self._segments.append(self._advance())
+        self._last = position
         return self._segments[position]
+
+    def _advance(self) -> Segment:
+        start = self._stream.position * self._stream.settings.shape.segment
+        rows = slice(start, start + self._stream.settings.shape.segment)
+        return self._stream.advance(*(tensor[:, rows] for tensor in self._tensors))
 
 
 class LiveInstance:

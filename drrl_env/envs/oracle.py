@@ -25,15 +25,27 @@ class Episode:
     Attributes:
         rewards: (segments, previous, choice), float64.
         allowed: (segments, previous, choice), bool.
+        executed: choice carried out for each choice, (segments, previous, choice).
     """
 
     rewards: Doubles
     allowed: NDArray[np.bool_]
+    executed: Choices
+
+    @property
+    def effective(self) -> Doubles:
+        """Reward of asking for a choice: that of the choice carried out, (segments, previous, choice)."""
+        return np.take_along_axis(self.rewards, self.executed, axis=-1)
+
+    def identity(self) -> Choices:
+        """Carries out every choice as asked for."""
+        return np.broadcast_to(np.arange(self.rewards.shape[-1]), self.rewards.shape)
 
 
 def episode(transitions: Transitions, block: int) -> Episode:
     """The whole decision process of a block; measures what is missing."""
-    return Episode(transitions.complete(block)[..., REWARD].copy(), transitions.masks(block).copy())
+    rewards = transitions.complete(block)[..., REWARD].copy()
+    return Episode(rewards, transitions.masks(block).copy(), transitions.carried_out(block).copy())
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from numbers import Integral
 
+from drrl_env.envs.observation import CHUNKS
 from drrl_env.lowrank.flops import BASES
 
 GUARDS = ("off", "paper")
@@ -87,6 +89,9 @@ class Measurement:
         """Raises a ValueError naming the first argument that is wrong, its value and the remedy."""
         one_of("basis", self.basis, BASES)
         positive("segment", self.segment)
+        positive("context", self.context)
+        if self.segment < CHUNKS:
+            raise ValueError(f"segment={self.segment}: too short to be observed; use at least {CHUNKS} tokens")
         if self.context < self.segment or self.context % self.segment:
             raise ValueError(
                 f"context={self.context}: must be a multiple of segment={self.segment}; "
@@ -106,7 +111,7 @@ def one_of(name: str, value: object, known: Sequence[str]) -> None:
 
 def positive(name: str, value: int) -> None:
     """Raises a one-line ValueError where `value` is not a whole number above zero."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name}={value!r}: must be a whole number of at least 1")
 
 
@@ -125,9 +130,12 @@ def check_ranks(ranks: Sequence[int] | None, dim: int, model: str) -> tuple[int,
                 f"ranks={tuple(ranks)}: rank {rank} exceeds the head dimension {dim} of model {model!r}; "
                 f"use ranks up to {dim}"
             )
-    if list(ranks) != sorted(set(ranks)) or len(ranks) < 2 or ranks[-1] != dim:
-        raise ValueError(f"ranks={tuple(ranks)}: must ascend and end with full rank; add {dim} as the last")
-    return tuple(ranks)
+    ordered = tuple(sorted({*map(int, ranks), dim}))
+    if len(ordered) < 2:
+        raise ValueError(f"ranks={tuple(ranks)}: there is nothing to choose; add a rank below {dim}")
+    if tuple(ranks) != ordered:
+        raise ValueError(f"ranks={tuple(ranks)}: must ascend and end with full rank {dim}; use ranks={ordered}")
+    return ordered
 
 
 def resolve_reward(reward: str | Reward) -> Reward:
@@ -135,6 +143,8 @@ def resolve_reward(reward: str | Reward) -> Reward:
     if isinstance(reward, str):
         one_of("reward", reward, tuple(REWARDS))
         return REWARDS[reward]
+    if not isinstance(reward, Reward):
+        raise ValueError(f"reward={reward!r}: must be a Reward or one of {', '.join(map(repr, REWARDS))}")
     one_of("reward.fidelity", reward.fidelity, FIDELITIES)
     if not all(math.isfinite(float(x)) for x in (reward.alpha, reward.beta, reward.gamma)):
         raise ValueError(f"reward={reward}: weights must be finite numbers")
@@ -144,6 +154,8 @@ def resolve_reward(reward: str | Reward) -> Reward:
 def resolve_guard(guard: str | Guard) -> Guard:
     """A guard by name with the default threshold, or the guard itself, checked."""
     found = Guard(kind=guard) if isinstance(guard, str) else guard
+    if not isinstance(found, Guard):
+        raise ValueError(f"guard={guard!r}: must be a Guard or one of {', '.join(map(repr, GUARDS))}")
     one_of("guard", found.kind, GUARDS)
     if not (found.threshold > 0 and found.decay >= 0):
         raise ValueError(f"guard={found}: threshold must be above 0 and decay at least 0")

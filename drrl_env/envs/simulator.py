@@ -70,7 +70,12 @@ class Simulator:
 
         Returns:
             The transitions.
+
+        Raises:
+            ValueError: a lane's episode has ended, or none was begun.
         """
+        if self._position.max() >= self._segments:
+            raise ValueError("step: the episode has ended; call reset first")
         tables = self.transitions
         states = (self._block * self._segments + self._position) * self._ranks + self._previous
         executed = tables.executed.take(states * self._ranks + choices)
@@ -143,9 +148,9 @@ class Simulator:
         """The layer a lane plays on."""
         return self.transitions.store.origin(int(self._block[lane]))[1]
 
-    def lane_state(self, lane: int) -> tuple[int, int, int]:
-        """(block, position, previous choice) of a lane."""
-        return int(self._block[lane]), int(self._position[lane]), int(self._previous[lane])
+    def lane_states(self) -> tuple[Lanes, Lanes, Lanes]:
+        """Blocks, positions and previous choices of all lanes."""
+        return self._block.copy(), self._visible_position(), self._previous.copy()
 
 
 def pairs(found: Sequence[Instance], layers: Sequence[int]) -> list[tuple[Instance, int]]:

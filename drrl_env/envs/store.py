@@ -6,7 +6,7 @@ for, by calls of the same shapes whoever asks, so a number does not depend on wh
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from functools import lru_cache
 
 import numpy as np
@@ -21,6 +21,7 @@ from drrl_env.envs.settings import Measurement
 from drrl_env.envs.world import World, open_world
 from drrl_env.lowrank.attention import cosine, relative_error
 from drrl_env.lowrank.stream import Segment
+from drrl_env.models.capture import Capture
 
 Doubles = NDArray[np.float64]
 
@@ -37,6 +38,7 @@ class Store:
         outcomes: cosine and relative error per rank, (blocks, segments, ranks, 2); NaN where not measured.
         moments: per head, (blocks, segments, ranks, heads, 4); see `lowrank.attention.output_moments`.
         ready: segments streamed so far, (blocks,).
+        derived: what others worked out from these numbers, by its rules; forgotten with them.
     """
 
     def __init__(self, world: World) -> None:
@@ -44,6 +46,7 @@ class Store:
         self._blocks: dict[tuple[str, int], int] = {}
         self._origin: list[tuple[Instance, int]] = []
         self._live = LiveCache(world)
+        self.derived: dict[Hashable, object] = {}
         self._allocate(16)
 
     def _allocate(self, blocks: int) -> None:
@@ -77,28 +80,36 @@ class Store:
 
     def ensure_segment(self, block: int, position: int) -> None:
         """Makes static row and changes of a segment, and of those before it, be there."""
+        if self.ready[block] <= position:
+            self._fill_on_return(block)
         while self.ready[block] <= position:
             self._stream(block, int(self.ready[block]))
 
     def ensure_outcome(self, block: int, position: int, choice: int) -> None:
         """Makes cosine and error of a rank at a segment be there."""
         self.ensure_segment(block, position)
-        if np.isnan(self.outcomes[block, position, choice, 0]):
+        if self._lacks(block, position, choice):
+            self._fill_on_return(block)
+        if self._lacks(block, position, choice):
             self._measure(block, position, choice, self._segment(block, position))
 
-    def _segment(self, block: int, position: int) -> Segment:
-        """The live segment. An instance that would be captured a second time is measured whole instead of piecemeal."""
-        instance, layer = self._origin[block]
+    def _lacks(self, block: int, position: int, choice: int) -> bool:
+        return bool(np.isnan(self.outcomes[block, position, choice, 0]))
+
+    def _fill_on_return(self, block: int) -> None:
+        """Measures an instance that would be captured a second time whole, so that there is no third."""
+        instance, _ = self._origin[block]
         if self._live.returns(instance):
             self.fill([instance], progress=False)
+
+    def _segment(self, block: int, position: int) -> Segment:
+        instance, layer = self._origin[block]
         return self._live.get(instance).layer(layer).segment(position)
 
     @torch.no_grad()
     def _stream(self, block: int, position: int) -> None:
         """Writes the static row and the changes of the block's next segment."""
         segment = self._segment(block, position)
-        if self.ready[block] > position:
-            return
         instance, layer = self._origin[block]
         self._write_static(block, position, segment, layer, instance)
         total = segment.products.total.sum().item() / self.world.shape.dim
@@ -147,6 +158,10 @@ class Store:
             for choice in range(len(self.world.ranks)):
                 self.ensure_outcome(block, position, choice)
 
+    def captured(self, instance: Instance) -> Capture:
+        """The captured instance; captured now if it is not at hand."""
+        return self._live.get(instance).capture
+
     def forget_live(self) -> None:
         """Frees the captured instances; what was measured stays."""
         self._live.clear()
@@ -163,5 +178,5 @@ def open_store(measurement: Measurement) -> Store:
 
 
 def clear_stores() -> None:
-    """Forgets everything measured in this process; the next step computes anew."""
+    """Forgets everything measured in this process; an environment made from now on computes anew."""
     _shared_store.cache_clear()

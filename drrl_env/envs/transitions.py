@@ -7,7 +7,6 @@ a replayed step is one gather from it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -151,24 +150,24 @@ class Transitions:
         size = segments * ranks
         return self.allowed[block * size : (block + 1) * size].reshape(segments, ranks, ranks)
 
+    def carried_out(self, block: int) -> NDArray[np.int64]:
+        """The choice carried out for each choice of a block, (segments, previous, choice)."""
+        shape = self.masks(block).shape
+        size = int(np.prod(shape))
+        return self.executed[block * size : (block + 1) * size].reshape(shape)
+
 
 def _distances(ranks: tuple[int, ...]) -> Doubles:
     """Distance between a wanted and an executed rank, (wanted, executed); of two equally near the upper one wins."""
     values = np.array(ranks, float)
     apart = np.abs(values[:, None] - values[None, :])
-    return apart - 0.25 * (values[None, :] > values[:, None])
-
-
-@lru_cache(maxsize=16)
-def _shared(rules: Rules) -> Transitions:
-    return Transitions(rules, open_store(rules.measurement))
+    found: Doubles = apart - 0.25 * (values[None, :] > values[:, None])
+    return found
 
 
 def open_transitions(rules: Rules) -> Transitions:
-    """The process-wide tables of a set of rules."""
-    return _shared(rules)
-
-
-def clear_transitions() -> None:
-    """Forgets every table in this process."""
-    _shared.cache_clear()
+    """The process-wide tables of a set of rules; `clear_stores` forgets them with what they were worked out from."""
+    store = open_store(rules.measurement)
+    found = store.derived.get(rules) or store.derived.setdefault(rules, Transitions(rules, store))
+    assert isinstance(found, Transitions)
+    return found

@@ -124,12 +124,34 @@ def _calibration(measurement: Measurement, model: LanguageModel) -> Calibration:
     """The shipped artefact of the bundled model, or one fitted once and kept in the cache folder."""
     path = calibration_path(measurement, model)
     if path.is_file():
-        return load_calibration(path)
-    texts = calibration_texts(model, measurement.context)
-    found = calibrate(model, texts, measurement.segment)
-    path.parent.mkdir(parents=True, exist_ok=True)
+        return _fitting(load_calibration(path), model, path)
+    # What ships with the bundled model must not depend on who asked first.
+    sizes = Measurement() if measurement.model == BUNDLED else measurement
+    _make_writable(path.parent)
+    found = calibrate(model, calibration_texts(model, sizes.context), sizes.segment)
     save_calibration(found, path)
     return found
+
+
+def _fitting(found: Calibration, model: LanguageModel, path: Path) -> Calibration:
+    """The artefact, if its sizes are the model's."""
+    shape = model.shape(1)
+    wanted = (model.layers, shape.kv_heads, shape.dim)
+    if (len(found.layers), *found.layers[0].key.shape[:2]) != wanted:
+        raise ValueError(f"calibration={str(path)!r}: it was fitted to another model; delete it to fit anew")
+    return found
+
+
+def _make_writable(folder: Path) -> None:
+    """Makes the folder now: a calibration takes a while and should not be lost for want of a place."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"DRRL_CACHE={str(folder)!r}: {error.strerror}; set it to a folder you can write to"
+        ) from error
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"DRRL_CACHE={str(folder)!r}: not writable; set it to a folder you can write to")
 
 
 def calibration_path(measurement: Measurement, model: LanguageModel) -> Path:

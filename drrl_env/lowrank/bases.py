@@ -16,7 +16,7 @@ from drrl_env.lowrank.grams import Grams
 NULL = 1e-13
 """Singular values below this share of the largest are zero: rank-deficient queries or keys stay exact."""
 RIDGE = 1e-12
-"""Share of the key Gram's trace added to its diagonal, so that its Cholesky factor exists."""
+"""Share of the balanced key Gram's trace added to its diagonal, so that its Cholesky factor exists."""
 
 
 class BasisError(ValueError):
@@ -51,7 +51,8 @@ class ScoreBasis:
 
 def triangular(rows: Tensor) -> Tensor:
     """R of rows = Q R in float64, (kv_heads, min(tokens, dim), dim)."""
-    return torch.linalg.qr(rows.to(torch.float64), mode="r").R
+    factor: Tensor = torch.linalg.qr(rows.to(torch.float64), mode="r").R
+    return factor
 
 
 def product_svd(queries: Tensor, keys: Tensor, width: int) -> ScoreBasis:
@@ -113,15 +114,18 @@ def cold(grams: Grams, width: int) -> ScoreBasis:
     Source: design §2, cold (eigh of the Gram factors, ≈ 13 d³ FLOPs).
     """
     _check_width(width, grams.key.shape[-1])
-    even, scale = _equilibrated(grams)
-    spectrum, vectors = torch.linalg.eigh(even.key)
+    scale = _balancing_scale(grams)[..., None]
+    outer = scale * scale.mT
+    spectrum, vectors = torch.linalg.eigh(grams.key * outer)
     alive = spectrum > torch.finfo(torch.float64).eps * spectrum[..., -1:]
     root = torch.where(alive, spectrum, torch.zeros_like(spectrum)).sqrt()
     inverse = torch.where(alive, spectrum, torch.ones_like(spectrum)).rsqrt() * alive
     factor = vectors * root[..., None, :]
-    core = factor.mT @ even.query @ factor
+    core = factor.mT @ (grams.query / outer) @ factor
     energies, right = _descending(core, width)
-    return _balance(factor @ right / scale, scale * (vectors * inverse[..., None, :] @ right), energies)
+    halves = _balancing_root(energies)
+    query, key = factor @ (right / halves), vectors * inverse[..., None, :] @ (right * halves)
+    return ScoreBasis(query / scale, key * scale, energies)
 
 
 def warm(grams: Grams, start: Tensor) -> ScoreBasis:
@@ -139,17 +143,18 @@ def warm(grams: Grams, start: Tensor) -> ScoreBasis:
 
     Source: subspace iteration on (q kᵀ)ᵀ(q kᵀ) in key coordinates; design §2, incremental update.
     """
-    even, scale = _equilibrated(grams)
-    ridged = _ridged(even.key)
+    ridged = grams.key.clone()
+    ridged.diagonal(dim1=-2, dim2=-1).add_(_ridge(grams))
     factor, failed = torch.linalg.cholesky_ex(ridged, upper=True)
     if bool(failed.any()):
         raise BasisError("key Gram: no Cholesky factor exists, the keys of a head are all zero; use `cold`")
-    step = even.query @ (ridged @ (start.to(torch.float64) / scale))
-    ortho = torch.linalg.qr(factor @ step).Q
+    step = grams.query @ (ridged @ start.to(torch.float64))
+    ortho = _orthonormal(factor @ step)
     columns = torch.linalg.solve_triangular(factor, ortho, upper=True)
-    image = ridged @ columns
-    energies, ritz = _descending(image.mT @ even.query @ image, start.shape[-1])
-    return _balance(image @ ritz / scale, scale * (columns @ ritz), energies)
+    image = factor.mT @ ortho
+    energies, ritz = _descending(image.mT @ (grams.query @ image), start.shape[-1])
+    root = _balancing_root(energies)
+    return ScoreBasis(image @ (ritz / root), columns @ (ritz * root), energies)
 
 
 def _check_width(width: int, dim: int) -> None:
@@ -163,41 +168,47 @@ def _check_finite(queries: Tensor, keys: Tensor) -> None:
             raise BasisError(f"{name}: NaN or infinite; no basis exists, look for the cause in the model's weights")
 
 
-def _equilibrated(grams: Grams) -> tuple[Grams, Tensor]:
-    """The Grams of q/D and kD, whose dimensions weigh alike in both, and D, (kv_heads, dim, 1).
+def _balancing_scale(grams: Grams) -> Tensor:
+    """D for which the dimensions of q/D and kD weigh alike, (kv_heads, dim).
 
     q kᵀ does not know at which scale a dimension is split between q and k, but a Gram squares that scale, and
     whatever lies under the rounding of its largest entry is lost: with scales of 1e±6, four fifths of the scores.
 
     Raises:
-        BasisError: the Grams are not finite.
+        BasisError: the Grams are not finite (NaN anywhere in a column shows in its diagonal).
     """
-    _check_finite(grams.query, grams.key)
     query, key = (matrix.diagonal(dim1=-2, dim2=-1) for matrix in (grams.query, grams.key))
-    ratio = torch.where((query > 0) & (key > 0), query / key, torch.ones_like(key))
-    scale = ratio.sqrt().sqrt()[..., None]
-    return Grams(grams.query / (scale * scale.mT), grams.key * (scale * scale.mT)), scale
+    _check_finite(query, key)
+    return torch.where((query > 0) & (key > 0), query / key, torch.ones_like(key)).sqrt().sqrt()
 
 
-def _ridged(key_gram: Tensor) -> Tensor:
-    """G_k + 1e-12 tr(G_k) I."""
-    trace = key_gram.diagonal(dim1=-2, dim2=-1).sum(-1)
-    eye = torch.eye(key_gram.shape[-1], dtype=key_gram.dtype, device=key_gram.device)
-    return key_gram + RIDGE * trace[..., None, None] * eye
+def _ridge(grams: Grams) -> Tensor:
+    """What is added to the diagonal of G_k, (kv_heads, dim): 1e-12 tr(DG_kD) D⁻², the same for any split of scale."""
+    squares = _balancing_scale(grams).square()
+    trace = (grams.key.diagonal(dim1=-2, dim2=-1) * squares).sum(-1, keepdim=True)
+    return RIDGE * trace / squares
+
+
+def _orthonormal(columns: Tensor) -> Tensor:
+    """Q of columns = Q R by Householder reflections, without forming R."""
+    ortho: Tensor = torch.linalg.householder_product(*torch.geqrf(columns))
+    return ortho
 
 
 def _descending(symmetric: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """The `width` largest eigenvalues, clipped at zero, and their vectors, largest first."""
-    values, vectors = torch.linalg.eigh((symmetric + symmetric.mT) / 2)
+    """The `width` largest eigenvalues, clipped at zero, and their vectors, largest first; reads one triangle."""
+    values, vectors = torch.linalg.eigh(symmetric)
     return values.flip(-1)[..., :width].clamp_min(0), vectors.flip(-1)[..., :width]
 
 
-def _balance(query: Tensor, key: Tensor, energies: Tensor) -> ScoreBasis:
-    """Moves half of each singular value to either side: the product is the same, float32 likes it better."""
+def _balancing_root(energies: Tensor) -> Tensor:
+    """√σ per column, (kv_heads, 1, width), bounded below: half of each singular value goes to either side.
+
+    The product is the same, and float32 likes it better.
+    """
     sigma = energies.sqrt()
     floor = torch.where(sigma[..., :1] > 0, 1e-7 * sigma[..., :1], torch.ones_like(sigma[..., :1]))
-    scale = torch.maximum(sigma, floor).sqrt()
-    return ScoreBasis(query / scale[..., None, :], key * scale[..., None, :], energies)
+    return torch.maximum(sigma, floor).sqrt()[..., None, :]
 
 
 def refresh(grams: Grams, start: Tensor, method: str) -> ScoreBasis:

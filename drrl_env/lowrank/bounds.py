@@ -17,7 +17,8 @@ def value_term(values: Tensor, value_columns: Tensor) -> Tensor:
         value_columns: P_v, (kv_heads, value_dim, value_rank).
     """
     residual = values - (values @ value_columns) @ value_columns.mT
-    return torch.linalg.vector_norm(residual, dim=-1).amax(-1)
+    norms: Tensor = torch.linalg.vector_norm(residual, dim=-1)
+    return norms.amax(-1)
 
 
 def output_bound(score_change: Tensor, values: Tensor, value_columns: Tensor, rows: int) -> Tensor:
@@ -35,8 +36,9 @@ def output_bound(score_change: Tensor, values: Tensor, value_columns: Tensor, ro
     Source: softmax is ½-Lipschitz (arXiv 2510.23012); c is the mean value; design §2, bounds.
     """
     centred = values - values.mean(-2, keepdim=True)
-    lipschitz = 0.5 * score_change * torch.linalg.matrix_norm(centred, 2)
-    return lipschitz + rows**0.5 * value_term(values, value_columns)
+    lipschitz: Tensor = 0.5 * score_change * torch.linalg.matrix_norm(centred, 2)
+    reduced: Tensor = rows**0.5 * value_term(values, value_columns)
+    return lipschitz + reduced
 
 
 def row_bound(score_differences: Tensor, visible: Tensor, values: Tensor, value_columns: Tensor) -> Tensor:

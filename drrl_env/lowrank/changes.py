@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -29,6 +30,7 @@ class ScoreProducts:
     total: Tensor
     dim: int
 
+    @cached_property
     def residuals(self) -> Tensor:
         """‖S − S_a‖² for a from 0 to width, (kv_heads, width + 1)."""
         own = self.inner.diagonal(dim1=-2, dim2=-1)
@@ -65,8 +67,9 @@ def squared_changes(products: ScoreProducts, ranks: Sequence[int]) -> Tensor:
     _check_ranks(ranks, products.inner.shape[-1] - 1, products.dim)
     reduced = torch.tensor([rank if rank < products.dim else 0 for rank in ranks])
     own = products.inner[:, reduced, reduced]
-    pairs = own[:, :, None] + own[:, None, :] - 2 * products.inner[:, reduced[:, None], reduced]
-    changes = _with_full(pairs, products.residuals()[:, reduced], [rank >= products.dim for rank in ranks])
+    crossed = products.inner[:, reduced[:, None], reduced]
+    pairs = own[:, :, None] + own[:, None, :] - (crossed + crossed.mT)
+    changes = _with_full(pairs, products.residuals[:, reduced], [rank >= products.dim for rank in ranks])
     return changes.clamp_min(0) / products.dim
 
 

@@ -70,4 +70,5 @@ def update_grams(key_gram: Tensor, queries: Tensor, keys: Tensor) -> Grams:
 
     Source: design §2, incremental update.
     """
-    return Grams(query=gram(queries), key=key_gram + gram(keys))
+    exact = keys.to(torch.float64)
+    return Grams(query=gram(queries), key=torch.baddbmm(key_gram, exact.mT, exact))

@@ -39,17 +39,9 @@ class Statistic:
     function: Callable[[Segment], Tensor]
 
 
-def _lost(segment: Segment) -> Tensor:
-    """‖S − S_r‖² per head and candidate rank, unscaled, zero at full rank, (kv_heads, ranks)."""
-    ranks, dim = segment.settings.ranks, segment.settings.shape.dim
-    reduced = torch.tensor([rank if rank < dim else 0 for rank in ranks])
-    is_full = torch.tensor([rank >= dim for rank in ranks])
-    return segment.products.residuals()[:, reduced] * ~is_full
-
-
 def energy_ratio(segment: Segment) -> Tensor:
-    """1 − ‖S − S_r‖² / ‖S‖² over all heads, per candidate rank, at most 1 (below 0 only for a basis worse than none)."""
-    return 1 - _lost(segment).sum(0) / segment.products.total.sum().clamp_min(TINY)
+    """1 − ‖S − S_r‖² / ‖S‖² over all heads, per candidate rank, at most 1 (below 0 if the basis is worse than none)."""
+    return 1 - segment.lost.sum(0) / segment.products.total.sum().clamp_min(TINY)
 
 
 def residual_level(segment: Segment) -> Tensor:
@@ -59,14 +51,14 @@ def residual_level(segment: Segment) -> Tensor:
 
 def worst_residual_level(segment: Segment) -> Tensor:
     """The same for the head that loses most at each rank."""
-    lost = _lost(segment) / segment.products.total[:, None].clamp_min(TINY)
+    lost = segment.lost / segment.products.total[:, None].clamp_min(TINY)
     return 1 + lost.amax(0).clamp(1e-8, 1).log10() / 8
 
 
 def column_energies(segment: Segment) -> Tensor:
     """Share of ‖S‖² that each column of the basis takes away, (kv_heads, width), at least 0."""
     total = segment.products.total[:, None].clamp_min(TINY)
-    return (-segment.products.residuals().diff(dim=-1) / total).clamp_min(0)
+    return (-segment.products.residuals.diff(dim=-1) / total).clamp_min(0)
 
 
 def effective_rank(segment: Segment) -> Tensor:
@@ -77,7 +69,7 @@ def effective_rank(segment: Segment) -> Tensor:
     shares, dim = column_energies(segment), segment.settings.shape.dim
     outside = (1 - shares.sum(-1)).clamp_min(0)
     columns = max(1, dim - shares.shape[-1])
-    entropy = torch.special.entr(shares).sum(-1) + columns * torch.special.entr(outside / columns)
+    entropy: Tensor = torch.special.entr(shares).sum(-1) + columns * torch.special.entr(outside / columns)
     return entropy.exp().clamp(1, dim).mean() / dim
 
 
@@ -108,7 +100,7 @@ def nuclear_share(segment: Segment) -> Tensor:
     """
     ridge = 1e-12 * segment.grams.key.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
     eye = torch.eye(segment.grams.key.shape[-1], dtype=torch.float64)
-    factor = torch.linalg.cholesky_ex(segment.grams.key + ridge * eye, upper=True).L
+    factor: Tensor = torch.linalg.cholesky_ex(segment.grams.key + ridge * eye, upper=True).L
     squared = (factor * (factor @ segment.grams.query)).sum(-1).clamp_min(0)
     bound = (segment.products.total * segment.settings.shape.dim).clamp_min(TINY)
     return (squared.sqrt().sum(-1) / bound.sqrt()).mean()
@@ -120,7 +112,8 @@ def subspace_drift(segment: Segment) -> Tensor:
         return torch.zeros((), dtype=torch.float64)
     rank = min(DRIFT_RANK, segment.basis.width)
     now, before = (torch.linalg.qr(basis.key[..., :rank]).Q for basis in (segment.basis, segment.previous))
-    return 1 - (before.mT @ now).square().sum((-2, -1)).mean() / rank
+    cosines: Tensor = before.mT @ now
+    return 1 - cosines.square().sum((-2, -1)).mean() / rank
 
 
 def _cheap(per_head: Callable[[int, int], float]) -> Callable[[AttentionShape, int], float]:

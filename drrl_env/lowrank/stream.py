@@ -114,6 +114,15 @@ class Segment:
         return squared_changes(self.products, self.settings.ranks)
 
     @cached_property
+    def lost(self) -> Tensor:
+        """‖S − S_r‖² per candidate rank, unscaled, zero at full rank, (kv_heads, ranks)."""
+        dim = self.settings.shape.dim
+        columns = [rank if rank < dim else 0 for rank in self.settings.ranks]
+        found: Tensor = self.products.residuals[:, columns]
+        found[:, [place for place, rank in enumerate(self.settings.ranks) if rank >= dim]] = 0
+        return found
+
+    @cached_property
     def full_output(self) -> Tensor:
         """Full attention, (kv_heads, groups · segment, value_dim)."""
         return full_attention(self.queries, self.keys, self.values, self.settings.shape.segment)
@@ -229,7 +238,8 @@ def _calibrated_basis(bases: LayerBases, width: int) -> ScoreBasis:
 def _power_step(grams: Grams, vector: Tensor) -> Tensor:
     """One step of streaming power iteration on G_q G_k, unit length (the paper's Eq. 18)."""
     image = (grams.query @ (grams.key @ vector[..., None]))[..., 0]
-    return image / torch.linalg.vector_norm(image, dim=-1, keepdim=True).clamp_min(torch.finfo(image.dtype).tiny)
+    length: Tensor = torch.linalg.vector_norm(image, dim=-1, keepdim=True)
+    return image / length.clamp_min(torch.finfo(image.dtype).tiny)
 
 
 def run_stream(stream: LayerStream, tensors: Sequence[Tensor], segments: int) -> list[Segment]:

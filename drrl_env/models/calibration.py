@@ -7,13 +7,14 @@ per model the principal components of its embeddings.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
@@ -199,21 +200,30 @@ def _to_tensors(calibration: Calibration) -> dict[str, Tensor]:
 
 def save_calibration(calibration: Calibration, path: Path) -> None:
     """Writes the artefact as safetensors, atomically, its digest in the metadata."""
-    partial = path.with_suffix(".partial")
+    # Workers that start together all fit the same artefact: each needs a partial file of its own.
+    partial = path.with_suffix(f".{os.getpid()}.partial")
     save_file(_to_tensors(calibration), partial, metadata={"digest": calibration.digest()})
     partial.replace(path)
 
 
 def load_calibration(path: Path) -> Calibration:
-    """Reads an artefact.
+    """Reads an artefact and compares it with the digest written beside it.
 
     Raises:
         ValueError: the file is damaged; one line with the remedy.
     """
     try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"calibration {path.name!r}: the file is damaged ({error}); delete it to fit anew") from error
+        with safe_open(path, "pt") as file:
+            digest = (file.metadata() or {}).get("digest")
+            found = _from_tensors({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    except (SafetensorError, OSError, KeyError) as error:
+        raise ValueError(f"calibration={str(path)!r}: the file is damaged ({error}); delete it to fit anew") from error
+    if found.digest() != digest:
+        raise ValueError(f"calibration={str(path)!r}: the file has changed since it was written; delete it to fit anew")
+    return found
+
+
+def _from_tensors(tensors: dict[str, Tensor]) -> Calibration:
     count = sum(name.endswith(".query") for name in tensors)
     layers = [LayerBases(tensors[f"{i}.query"], tensors[f"{i}.key"], tensors[f"{i}.value"]) for i in range(count)]
     ranks = {kind: tensors[f"value_ranks.{kind}"] for kind in BASES}

@@ -6,6 +6,7 @@ architecture that supports the interface calls with q, k and v as its attention 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -40,8 +41,23 @@ def _attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *ar
     recording = _RECORDING.get()
     if recording is not None:
         index = int(module.layer_idx)  # type: ignore[arg-type]
-        recording.layers[index] = (query[0].contiguous(), key[0].contiguous(), value[0].contiguous())
+        shown = _as_plain_scores(query[0], kwargs)
+        recording.layers[index] = (shown.contiguous(), key[0].contiguous(), value[0].contiguous())
     return sdpa_attention_forward(module, query, key, value, *args, **kwargs)
+
+
+def _as_plain_scores(query: Tensor, kwargs: dict[str, Any]) -> Tensor:
+    """Queries for which the layer's scores are q kᵀ/√dim, whatever factor the layer has of its own (GPT-2 has two).
+
+    Raises:
+        ValueError: its scores are more than a product of q and k.
+    """
+    extra = [name for name in ("position_bias", "softcap", "s_aux") if kwargs.get(name) is not None]
+    if extra:
+        raise ValueError(f"model: its attention adds {extra[0]} to q kᵀ, which no rank of q and k gives; use another")
+    plain = query.shape[-1] ** -0.5
+    factor = kwargs.get("scaling") or plain
+    return query if math.isclose(factor, plain, rel_tol=1e-6) else query * (factor / plain)
 
 
 # Without a mask function of the same name transformers would silently mask nothing, padding included.

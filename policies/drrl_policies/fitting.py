@@ -23,9 +23,9 @@ def mean_return(policy: Policy, transitions: Transitions, pairs: Sequence[Pair])
 
 
 def best_fixed(transitions: Transitions, pairs: Sequence[Pair]) -> Fixed:
-    """The one rank with the highest mean return."""
+    """The one rank with the highest mean return; of equal ones the highest."""
     candidates = [Fixed(choice, rank) for choice, rank in enumerate(transitions.world.ranks)]
-    return max(candidates, key=lambda policy: mean_return(policy, transitions, pairs))
+    return max(reversed(candidates), key=lambda policy: mean_return(policy, transitions, pairs))
 
 
 def best_threshold(transitions: Transitions, pairs: Sequence[Pair]) -> EnergyThreshold:
@@ -35,40 +35,65 @@ def best_threshold(transitions: Transitions, pairs: Sequence[Pair]) -> EnergyThr
 
 
 def best_layer_table(transitions: Transitions, pairs: Sequence[Pair]) -> LayerTable:
-    """The rank with the highest mean return, layer by layer."""
-    layers = np.array([layer for _, layer in pairs])
-    returns = np.stack(
-        [rollout(Fixed(c, r), transitions, pairs).returns for c, r in enumerate(transitions.world.ranks)]
-    )
-    means = [returns[:, layers == layer].mean(-1) for layer in range(transitions.world.layers)]
-    return LayerTable(np.array([_upper_argmax(row) for row in means]))
+    """The rank with the highest mean return, layer by layer; of equal ones, and where no episode is, the highest."""
+    candidates = [Fixed(choice, rank) for choice, rank in enumerate(transitions.world.ranks)]
+    means = np.stack([_layer_means(policy, transitions, pairs) for policy in candidates])
+    return LayerTable(len(means) - 1 - means[::-1].argmax(0))
 
 
-def _upper_argmax(values: Doubles) -> int:
-    """Index of the maximum; of equal ones the last."""
-    return int(len(values) - 1 - values[::-1].argmax())
+def _layer_means(policy: Policy, transitions: Transitions, pairs: Sequence[Pair]) -> Doubles:
+    """Mean return of a policy layer by layer, zero where no episode is, (layers,)."""
+    numbers, layers = np.array([layer for _, layer in pairs]), transitions.world.layers
+    sums = np.bincount(numbers, rollout(policy, transitions, pairs).returns, minlength=layers)
+    found: Doubles = sums / np.maximum(1, np.bincount(numbers, minlength=layers))
+    return found
 
 
 def best_layer_segment_table(transitions: Transitions, pairs: Sequence[Pair]) -> LayerSegmentTable:
     """The sequence of ranks with the highest mean return, layer by layer.
 
     Exact without a guard: the mean of the rewards is itself a decision process over the previous rank. Under a
-    guard the executed rank may differ from the table's, which the plan only sees in its rewards.
+    guard the executed rank may differ from the table's, so the better of that plan and of one rank per layer is
+    improved an entry at a time.
     """
-    rows = []
-    for layer in range(transitions.world.layers):
-        episodes = [_episode(transitions, pair) for pair in pairs if pair[1] == layer]
-        rows.append(_mean_plan(episodes) if episodes else np.full(transitions.world.segments, 0))
-    return LayerSegmentTable(np.stack(rows))
+    planned = LayerSegmentTable(np.stack([_layer_plan(transitions, pairs, k) for k in range(transitions.world.layers)]))
+    if transitions.rules.guard.kind == "off":
+        return planned
+    constant = best_layer_table(transitions, pairs).choices[:, None].repeat(transitions.world.segments, axis=1)
+    return _climb(_better(planned, LayerSegmentTable(constant), transitions, pairs), transitions, pairs)
+
+
+def _layer_plan(transitions: Transitions, pairs: Sequence[Pair], layer: int) -> Choices:
+    """The best open-loop choices of a layer, full where no episode is, (segments,)."""
+    episodes = [_episode(transitions, pair) for pair in pairs if pair[1] == layer]
+    if not episodes:
+        return np.full(transitions.world.segments, len(transitions.world.ranks) - 1)
+    rewards = np.mean([found.effective for found in episodes], axis=0)
+    return oracle(Episode(rewards, np.ones(rewards.shape, bool), episodes[0].identity())).choices
+
+
+def _better(
+    table: LayerSegmentTable, other: LayerSegmentTable, transitions: Transitions, pairs: Sequence[Pair]
+) -> LayerSegmentTable:
+    """Layer by layer the row with the higher mean return, the first table's where equal."""
+    gains = _layer_means(other, transitions, pairs) - _layer_means(table, transitions, pairs)
+    return LayerSegmentTable(np.where(gains[:, None] > 1e-12, other.choices, table.choices))
+
+
+def _climb(table: LayerSegmentTable, transitions: Transitions, pairs: Sequence[Pair]) -> LayerSegmentTable:
+    """Changes single entries while that raises the mean return."""
+    before = None
+    while before is None or (before.choices != table.choices).any():
+        before = table
+        for position, choice in np.ndindex(transitions.world.segments, len(transitions.world.ranks)):
+            changed = table.choices.copy()
+            changed[:, position] = choice
+            table = _better(table, LayerSegmentTable(changed), transitions, pairs)
+    return table
 
 
 def _episode(transitions: Transitions, pair: Pair) -> Episode:
     return episode(transitions, transitions.store.block(*pair))
-
-
-def _mean_plan(episodes: Sequence[Episode]) -> Choices:
-    rewards = np.mean([found.effective for found in episodes], axis=0)
-    return oracle(Episode(rewards, np.ones(rewards.shape, bool), episodes[0].identity())).choices
 
 
 def reference(transitions: Transitions, pairs: Sequence[Pair]) -> Reference:

@@ -23,7 +23,7 @@ TRAIN_SPANS, TEST_SPANS, STEPS = 64, 32, 100_000
 def run(threads: int = 1) -> list[Row]:
     """Trains three seeds, plays them and the rules on the test split."""
     found = seeds_on_test(Task(guard="paper"), threads)
-    print_table(found, "bench policy: test split")
+    print_table(found, "bench policy: test split", stderr=True)
     rows = [Row(f"score of {r.policy}", r.normalised_score, "normalised score", None, None) for r in found.rows]
     agents = [r.returns for r in found.rollouts if "seed" in r.policy]
     rows += [_difference(found, np.mean(agents, axis=0), name, True) for name in ("fixed-", "energy-threshold")]
