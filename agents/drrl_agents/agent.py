@@ -120,7 +120,8 @@ def load_agent(folder: Path, argument: str = "run") -> AgentPolicy:
     config = read_config(folder, argument)
     if not (folder / WEIGHTS).is_file():
         raise ValueError(f"{argument}={str(folder)!r}: no {WEIGHTS} is there yet; finish it with drrl train --resume")
-    env = DummyVecEnv([lambda: task_of(config).make("train", 1)])
+    # Two: PPO warns of a batch larger than what a single environment fills.
+    env = DummyVecEnv([lambda: task_of(config).make("train", 1)] * 2)
     model = make_algorithm(config["algo"], config["policy"], env, config["seed"])
     try:
         model.policy.load_state_dict(_finite(load_file(folder / WEIGHTS)))

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from drrl_agents.comparison import Compare, run_compare
 from drrl_agents.tasks import Task
-from drrl_agents.training import Train, train
+from drrl_agents.training import Train, check_writable, train
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Demo:
 
 def run_demo(settings: Demo) -> None:
     """One seed of the agent under the paper's guard, beside the rules and the oracle."""
+    check_writable(settings.logdir)
     train_spans, test_spans, validation_spans = (8, 4, 4) if settings.quick else (64, 32, 8)
     steps = 12_000 if settings.quick else 100_000
     started, console, task = time.monotonic(), Console(stderr=True), Task(guard="paper")
