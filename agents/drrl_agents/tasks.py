@@ -34,7 +34,7 @@ class Task:
         basis: `refreshed` or `calibrated`.
         reward: `default` or `paper`.
         guard: `off` or `paper`.
-        text: your own text file instead of the bundled splits.
+        text: your own text file instead of the bundled text; its spans are dealt to the splits, 2 : 1 : 1.
     """
 
     env: tyro.conf.Positional[str] = "DRRL-Attention-v0"

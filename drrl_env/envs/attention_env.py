@@ -46,9 +46,10 @@ class AttentionEnv(gymnasium.Env[Observation, np.int64]):
         ranks: candidate ranks, ascending, the last full; None for shares of the head dimension.
         value_rank: `balanced`, `same`, a number, or None for full values.
         basis: `refreshed` or `calibrated`.
-        split: `train`, `validation` or `test`.
+        split: `train`, `validation` or `test`; None for train, or for all spans of a user's own `text`.
         instances: how many of the split, or a list of their URIs; None for all.
-        text: a user's own text file instead of a split.
+        text: a user's own text file instead of the bundled text; of every four of its spans a split gets
+            two (train) or one (validation, test).
         reward: `default`, `paper` or a `Reward`.
         guard: `off`, `paper` or a `Guard`.
 
@@ -67,14 +68,15 @@ class AttentionEnv(gymnasium.Env[Observation, np.int64]):
         ranks: Sequence[int] | None = None,
         value_rank: str | int | None = "balanced",
         basis: str = "refreshed",
-        split: str = "train",
+        split: str | None = None,
         instances: int | Sequence[str] | None = None,
         text: str | Path | None = None,
         reward: str | Reward = "default",
         guard: str | Guard = "off",
     ) -> None:
         weights, allowed = resolve_reward(reward), resolve_guard(guard)
-        one_of("split", split, SPLITS)
+        if split is not None:
+            one_of("split", split, SPLITS)
         chosen = None if ranks is None else tuple(ranks)
         measurement = Measurement(str(model), segment, context, chosen, value_rank, basis)
         world = open_world(measurement)
@@ -139,7 +141,7 @@ class AttentionEnv(gymnasium.Env[Observation, np.int64]):
 
 
 def instance_pool(
-    world: World, split: str, wanted: int | Sequence[str] | None, text: str | Path | None = None
+    world: World, split: str | None, wanted: int | Sequence[str] | None, text: str | Path | None = None
 ) -> tuple[Instance, ...]:
     """The instances an environment draws from.
 
@@ -158,16 +160,25 @@ def instance_pool(
     return tuple(own[uri] for uri in wanted)
 
 
-def _first(world: World, split: str, count: int | None, text: str | Path | None) -> tuple[Instance, ...]:
+def _first(world: World, split: str | None, count: int | None, text: str | Path | None) -> tuple[Instance, ...]:
     """The first `count` instances of a split or of a user's own text, all of them where None."""
     if count is not None:
         positive("instances", count)
-    if text is not None:
-        return instances_from_text(Path(text), world.model.tokenizer, world.measurement.context, count)
-    found = instances(split)
-    if count is not None and count > len(found):
-        raise ValueError(f"instances={count}: split {split!r} has {len(found)}; use at most {len(found)}")
+    if text is None:
+        found = instances(split or "train")
+    else:
+        found = _dealt(instances_from_text(Path(text), world.model.tokenizer, world.measurement.context), split)
+    if (count or 1) > len(found):
+        place = f"split {split or 'train'!r}" if text is None else f"split {split!r} of text={text}"
+        remedy = f"use at most {len(found)}" if found else "use a longer text or a smaller context"
+        raise ValueError(f"instances={count or 1}: {place} has {len(found)}; {remedy}")
     return found[:count]
+
+
+def _dealt(spans: tuple[Instance, ...], split: str | None) -> tuple[Instance, ...]:
+    """A split's share of a user's spans: of every four, two to train and one to each of the others."""
+    shares = {None: (0, 1, 2, 3), "train": (0, 1), "validation": (2,), "test": (3,)}
+    return tuple(span for number, span in enumerate(spans) if number % 4 in shares[split])
 
 
 def _layers(world: World, layer: int | None) -> tuple[int, ...]:

@@ -129,7 +129,7 @@ _SAFE = {"local_files_only": True, "trust_remote_code": False}
 """Nothing is fetched and no code of the folder is run: a typo fails at once instead of asking a hub for a while."""
 _REMEDY = (
     "give 'bundled', a folder with config.json and *.safetensors that save_pretrained wrote, "
-    "or a Hugging Face name that was downloaded before"
+    "or a Hugging Face name that `hf download NAME` fetched before"
 )
 
 

@@ -125,3 +125,17 @@ def test_instances_may_be_chosen_by_name(make: Any, tmp_path: Path) -> None:
     assert [found.uri for found in make(text=path, instances=own[1:]).pool] == own[1:]
     with pytest.raises(ValueError, match="instances='drrl://bundled/train/0000'"):
         make(text=path, instances=["drrl://bundled/train/0000"])
+
+
+def test_the_splits_of_an_own_text_share_no_span(make: Any, tmp_path: Path) -> None:
+    """Of four spans two train, one validates, one tests; validating on training text would flatter every agent."""
+    path = tmp_path / "own.txt"
+    path.write_text("".join(f"Line {number} says that {number * number} is a square.\n" for number in range(900)))
+    pools = {
+        split: make(text=path, split=split, instances=None).pool for split in (None, "train", "validation", "test")
+    }
+    uris = {split: [found.uri for found in pool] for split, pool in pools.items()}
+    dealt = [uri for split in ("train", "validation", "test") for uri in uris[split]]
+    assert sorted(dealt) == uris[None]
+    assert len(set(dealt)) == len(dealt)
+    assert len(uris["train"]) > len(uris["validation"]) >= len(uris["test"]) > 0
