@@ -25,13 +25,6 @@ def rank_heatmap(found: Rollout, ranks: Sequence[int], layers: int, title: str) 
     return figure
 
 
-def score_chart(names: Sequence[str], scores: Sequence[float], intervals: Sequence[tuple[float, float]]) -> Figure:
-    """Normalised score of each policy with its 95 % interval; random is 0, the oracle 1."""
-    figure = Figure(figsize=(7.2, 0.4 * len(names) + 1.2), layout="constrained")
-    _draw_scores(figure.add_subplot(), names, scores, intervals)
-    return figure
-
-
 def _draw_scores(
     axes: mpl.axes.Axes, names: Sequence[str], scores: Sequence[float], intervals: Sequence[tuple[float, float]]
 ) -> None:

@@ -207,7 +207,13 @@ def needs_basis(found: tuple[Entry, ...], names: frozenset[str]) -> bool:
 
 
 def basis_flops(shape: AttentionShape, width: int, basis: str) -> float:
-    """FLOPs of the Grams and, for a refreshed basis, its decomposition: what observing needs where it was not run."""
+    """FLOPs of what observing needs where attention did not run it.
+
+    Refreshed: the Grams and the decomposition, whose Ritz values are the energies. Calibrated: the Grams and the
+    products of `lowrank.changes.score_products`, since a fixed basis brings no energies of its own.
+    """
     if basis == "refreshed":
         return decomposition_flops(shape, width)
-    return shape.kv_heads * 2 * shape.segment * shape.dim**2 * (1 + shape.groups)
+    grams = 2 * shape.segment * shape.dim**2 * (1 + shape.groups)
+    products = 4 * shape.dim**2 * width + 4 * shape.dim * width**2
+    return shape.kv_heads * (grams + products)

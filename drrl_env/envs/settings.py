@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from numbers import Integral
 
 from drrl_env.envs.observation import CHUNKS
@@ -160,8 +160,3 @@ def resolve_guard(guard: str | Guard) -> Guard:
     if not (found.threshold > 0 and found.decay >= 0):
         raise ValueError(f"guard={found}: threshold must be above 0 and decay at least 0")
     return found
-
-
-def describe(settings: object) -> dict[str, object]:
-    """A settings dataclass as plain values for a config file or a key."""
-    return asdict(settings)  # type: ignore[call-overload, no-any-return]

@@ -49,6 +49,18 @@ def score_products(basis: ScoreBasis, grams: Grams) -> ScoreProducts:
     return ScoreProducts(inner, crossed, grams.total, int(grams.key.shape[-1]))
 
 
+def ritz_products(basis: ScoreBasis, grams: Grams) -> ScoreProducts:
+    """The same for a warm or cold basis of these very Grams, from its energies alone: no product of matrices.
+
+    There S_a is S projected onto the keys' first a directions, so ⟨S_a, S_b⟩ = ⟨S, S_min(a,b)⟩ = Σ_{i ≤ min(a,b)} θ_i.
+
+    Source: design §2, energies.
+    """
+    kept = functional.pad(basis.energies.cumsum(-1), (1, 0))
+    inner = torch.minimum(kept[..., :, None], kept[..., None, :])
+    return ScoreProducts(inner, kept, grams.total, int(grams.key.shape[-1]))
+
+
 def squared_changes(products: ScoreProducts, ranks: Sequence[int]) -> Tensor:
     """‖S_r − S_r'‖_F² for every pair of ranks, exact and unmasked.
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from drrl_env.lowrank.attention import full_attention, low_rank_attention, output_moments, project
 from drrl_env.lowrank.bases import ScoreBasis, refresh
-from drrl_env.lowrank.changes import ScoreProducts, score_products, squared_changes
+from drrl_env.lowrank.changes import ScoreProducts, ritz_products, score_products, squared_changes
 from drrl_env.lowrank.flops import AttentionShape, RankCost, decomposition_method
 from drrl_env.lowrank.grams import Grams, empty_key_gram, group_queries, update_grams
 
@@ -105,8 +105,9 @@ class Segment:
 
     @cached_property
     def products(self) -> ScoreProducts:
-        """Inner products of the truncated scores."""
-        return score_products(self.basis, self.grams)
+        """Inner products of the truncated scores; a refreshed basis brings them as its energies."""
+        measure = score_products if self.kept_keys is not None else ritz_products
+        return measure(self.basis, self.grams)
 
     @cached_property
     def changes(self) -> Tensor:

@@ -199,7 +199,7 @@ def fit(model: LlamaForCausalLM, streams: dict[str, NDArray[np.int64]], recipe: 
 
 def save_model(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Writes fp16 safetensors, the configuration and the tokenizer."""
-    model.to(torch.float16).save_pretrained(folder)
+    model.half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 

@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from drrl_env.lowrank.bases import BasisError, ScoreBasis, cold, product_svd
-from drrl_env.lowrank.changes import score_products, squared_changes
-from drrl_env.lowrank.grams import group_queries
+from drrl_env.lowrank.bases import BasisError, ScoreBasis, cold, product_svd, refresh
+from drrl_env.lowrank.changes import ritz_products, score_products, squared_changes
+from drrl_env.lowrank.grams import empty_key_gram, group_queries, update_grams
 
 RANKS = (2, 5, 9, 20, 32)
 
@@ -116,3 +116,16 @@ def test_a_rank_outside_the_basis_is_refused(make_scores, rank):
     products = score_products(random_basis(0), make_scores("plain").grams)
     with pytest.raises(BasisError, match=f"^rank={rank}: the basis has 24 columns; use ranks up to 24, or 32 for full"):
         squared_changes(products, (2, rank))
+
+
+@pytest.mark.parametrize("method", ["cold", "warm"])
+def test_the_energies_of_a_basis_give_the_trace_formula(method):
+    """Σθ equals the products of matrices to 1e-9 of ‖S‖², even for a warm basis that has not converged."""
+    random = torch.Generator().manual_seed(0)
+    queries, keys, start = (torch.randn(2, rows, 16, generator=random) for rows in (40, 90, 16))
+    grams = update_grams(empty_key_gram(2, 16), queries, keys)
+    basis = refresh(grams, start[..., :10], method)
+    short, long = ritz_products(basis, grams), score_products(basis, grams)
+    bar = 1e-9 * float(grams.total.max())
+    assert float((short.inner - long.inner).abs().max()) <= bar
+    assert float((short.crossed - long.crossed).abs().max()) <= bar
