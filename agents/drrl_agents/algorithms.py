@@ -32,12 +32,12 @@ class Algorithm:
 
 # A rank's effect on later steps is small (the change term and cached columns), so a short horizon loses
 # little and takes most of the variance out of the returns.
-_ON_POLICY = {"gamma": 0.8, "gae_lambda": 0.9}
+_ON_POLICY = {"gamma": 0.3, "gae_lambda": 0.9}
 _PPO = {
     **_ON_POLICY, "n_steps": 128, "batch_size": 256, "n_epochs": 6, "learning_rate": 1e-3, "ent_coef": 0.002
 }  # fmt: skip
 _OFF_POLICY = {
-    "gamma": 0.8, "learning_starts": 1_000, "buffer_size": 100_000, "exploration_fraction": 0.3, "train_freq": 4
+    "gamma": 0.3, "learning_starts": 1_000, "buffer_size": 100_000, "exploration_fraction": 0.3, "train_freq": 4
 }  # fmt: skip
 
 ALGORITHMS = {

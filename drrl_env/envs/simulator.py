@@ -54,13 +54,24 @@ class Simulator:
         self._position = np.full(lanes, self._segments, np.int64)
         self._previous = np.full(lanes, self._ranks - 1, np.int64)
         self._history = np.zeros((lanes, WINDOW), np.float32)
+        self._locate()
+
+    def _locate(self) -> None:
+        """Where the lanes are in the tables: after the last segment they still look at it."""
+        self._ended = self._position == self._segments
+        self._some_ended = bool(self._ended.any())
+        seen = np.minimum(self._position, self._segments - 1) if self._some_ended else self._position
+        self._row = self._block * self._segments + seen
+        self._state = self._row * self._ranks + self._previous
 
     def start(self, lane: int, instance: Instance, layer: int) -> None:
         """Begins an episode in a lane: the previous rank is full."""
         self._block[lane] = self.transitions.store.block(instance, layer)
+        self._previous = self._previous.copy()  # the last batch may still show it
         self._position[lane], self._previous[lane] = 0, self._ranks - 1
         self._history[lane] = 0
         self.transitions.prepare(int(self._block[lane]), 0)
+        self._locate()
 
     def step(self, choices: Lanes) -> Batch:
         """Carries out a choice in every lane; a masked choice becomes the nearest allowed one.
@@ -74,14 +85,13 @@ class Simulator:
         Raises:
             ValueError: a lane's episode has ended, or none was begun.
         """
-        if self._position.max() >= self._segments:
+        if self._some_ended:
             raise ValueError("step: the episode has ended; call reset first")
-        tables = self.transitions
-        states = (self._block * self._segments + self._position) * self._ranks + self._previous
-        executed = tables.executed.take(states * self._ranks + choices)
-        numbers = self._numbers(states * self._ranks + executed, executed)
+        first = self._state * self._ranks
+        executed = self.transitions.executed.take(first + choices)
+        numbers = self._numbers(first + executed, executed)
         self._advance(executed)
-        return Batch(numbers, executed, self._position == self._segments)
+        return Batch(numbers, executed, self._ended)
 
     def _numbers(self, rows: Lanes, executed: Lanes) -> NDArray[np.float64]:
         """Gathers the transitions, measuring first what was never measured."""
@@ -97,23 +107,16 @@ class Simulator:
         """Moves every lane to its next segment and looks it up there, streaming it if it is new."""
         self._position = self._position + 1
         self._previous = executed
-        self._history[:, :-1] = self._history[:, 1:].copy()
-        self._history[:, -1] = self._shares.take(executed)
-        here = self._visible_position()
-        late = self.transitions.ready(self._block) <= here
-        if late.any():
-            for lane in np.flatnonzero(late):
-                self.transitions.prepare(int(self._block[lane]), int(here[lane]))
-
-    def _visible_position(self) -> Lanes:
-        """The segment a lane looks at: after the last one, still the last."""
-        found: Lanes = np.minimum(self._position, self._segments - 1)
-        return found
+        self._history = np.concatenate([self._history[:, 1:], self._shares.take(executed)[:, None]], axis=1)
+        self._locate()
+        known = self.transitions.known.take(self._row)
+        if not known.all():
+            for lane in np.flatnonzero(~known):
+                self.transitions.prepare(int(self._block[lane]), int(self._position[lane]))
 
     def observe(self) -> Observation:
         """The observation of every lane, fresh arrays, (lanes, size) each."""
-        rows = self._block * self._segments + self._visible_position()
-        static = self.transitions.store.static.take(rows, axis=0)
+        static = self.transitions.store.static.take(self._row, axis=0)
         slices = self.world.layout.slices
         found = {name: static[:, slices[name]] for name in STATIC}
         found["previous_rank"] = self._one_hot.take(self._previous, axis=0)
@@ -123,9 +126,9 @@ class Simulator:
 
     def masks(self) -> NDArray[np.bool_]:
         """Allowed choices of every lane, (lanes, ranks); everything is allowed once an episode has ended."""
-        rows = (self._block * self._segments + self._visible_position()) * self._ranks + self._previous
-        allowed = self.transitions.allowed.take(rows, axis=0)
-        allowed[self._position == self._segments] = True
+        allowed = self.transitions.allowed.take(self._state, axis=0)
+        if self._some_ended:
+            allowed[self._ended] = True
         return allowed
 
     def info(self, lane: int, batch: Batch, choice: int, mask: NDArray[np.bool_]) -> dict[str, Any]:
@@ -150,7 +153,7 @@ class Simulator:
 
     def lane_states(self) -> tuple[Lanes, Lanes, Lanes]:
         """Blocks, positions and previous choices of all lanes."""
-        return self._block.copy(), self._visible_position(), self._previous.copy()
+        return self._block.copy(), self._row % self._segments, self._previous.copy()
 
 
 def pairs(found: Sequence[Instance], layers: Sequence[int]) -> list[tuple[Instance, int]]:

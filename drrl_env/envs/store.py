@@ -106,7 +106,7 @@ class Store:
         instance, layer = self._origin[block]
         return self._live.get(instance).layer(layer).segment(position)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def _stream(self, block: int, position: int) -> None:
         """Writes the static row and the changes of the block's next segment."""
         segment = self._segment(block, position)
@@ -132,7 +132,7 @@ class Store:
         missing = np.zeros((WINDOW - len(rows), rows.shape[1]), np.float32)
         return np.concatenate([missing, rows]).ravel()
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def _measure(self, block: int, position: int, choice: int, segment: Segment) -> None:
         moments = segment.moments(choice)
         self.moments[block, position, choice] = moments.numpy()

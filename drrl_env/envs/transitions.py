@@ -55,6 +55,7 @@ class Transitions:
         table: `COLUMNS` per (block, segment, previous, choice), NaN where not known yet, (rows, columns).
         allowed: action masks per (block, segment, previous), (rows, ranks), bool.
         executed: the choice carried out for each choice, per (block, segment, previous), (rows · ranks,).
+        known: whether masks and static observation are there, per (block, segment), (rows,), bool.
         flops: FLOPs per (layer, segment, previous, choice).
         mean_full: mean full-attention FLOPs per segment of an episode.
     """
@@ -64,7 +65,6 @@ class Transitions:
         self.flops = self._flops()
         self.mean_full = float(np.mean([full_flops(self.world.shape, t) for t in range(self.world.segments)]))
         self._nearest = _distances(self.world.ranks)
-        self._ready = np.zeros(0, np.int64)
         self._allocate(16)
 
     def _flops(self) -> Doubles:
@@ -83,27 +83,25 @@ class Transitions:
         self.table = np.full((rows * ranks, len(COLUMNS)), np.nan)
         self.allowed = np.ones((rows, ranks), bool)
         self.executed = np.tile(np.arange(ranks), rows)
-        self._ready = np.zeros(blocks, np.int64)
+        self.known = np.zeros(blocks * self.world.segments, bool)
 
     def _grow(self, block: int) -> None:
-        while block >= len(self._ready):
-            old = self.table, self.allowed, self.executed, self._ready
-            self._allocate(2 * len(self._ready))
-            for array, before in zip((self.table, self.allowed, self.executed, self._ready), old, strict=True):
+        while (block + 1) * self.world.segments > len(self.known):
+            old = self.table, self.allowed, self.executed, self.known
+            self._allocate(2 * len(self.known) // self.world.segments)
+            for array, before in zip((self.table, self.allowed, self.executed, self.known), old, strict=True):
                 array[: len(before)] = before
-
-    def ready(self, blocks: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Segments whose masks are known, per block."""
-        self._grow(int(blocks.max()))
-        return self._ready.take(blocks)
 
     def prepare(self, block: int, position: int) -> None:
         """Makes the masks and the static observation of a segment, and of those before it, be there."""
         self._grow(block)
+        first = block * self.world.segments
+        if self.known[first + position]:
+            return
         self.store.ensure_segment(block, position)
-        for t in range(int(self._ready[block]), position + 1):
-            self._write_masks(block, t)
-        self._ready[block] = max(self._ready[block], position + 1)
+        for t in np.flatnonzero(~self.known[first : first + position + 1]):
+            self._write_masks(block, int(t))
+        self.known[first : first + position + 1] = True
 
     def _write_masks(self, block: int, position: int) -> None:
         ranks = len(self.world.ranks)

@@ -46,11 +46,12 @@ def low_rank_attention(queries: Tensor, keys: Tensor, values: Tensor, back: Tens
     """Attention on projected queries, keys and values, of a segment at the end of the keys.
 
     Fused kernels want equal head dimensions (with only q and k reduced, PyTorch's CPU kernel falls back to a path
-    6-50 times slower), so the caller may pass more value columns than `back` has: those beyond are not used.
+    6-50 times slower). So keys and values may come with more columns than are used, which spares a copy of them:
+    queries are padded with zeros, that hide the keys' further columns, and `back` takes no further value column.
 
     Args:
         queries: q P_q, (kv_heads, groups · segment, rank).
-        keys: k P_k, (kv_heads, keys, rank).
+        keys: k P_k, (kv_heads, keys, columns), columns ≥ rank.
         values: v P_v, (kv_heads, keys, columns), columns ≥ value_rank.
         back: P_v, (kv_heads, value_dim, value_rank).
         segment: tokens of the segment.
@@ -59,13 +60,16 @@ def low_rank_attention(queries: Tensor, keys: Tensor, values: Tensor, back: Tens
     Returns:
         (kv_heads, groups · segment, value_dim).
     """
-    missing = values.shape[-1] - queries.shape[-1]
-    if missing > 0:
-        queries, keys = functional.pad(queries, (0, missing)), functional.pad(keys, (0, missing))
-    elif missing < 0:
-        values = functional.pad(values, (0, -missing))
-    out = full_attention(queries, keys, values, segment, scale=1 / math.sqrt(dim))
+    size = max(queries.shape[-1], back.shape[-1])
+    parts = (_columns(queries, size), _columns(keys, size), _columns(values, size))
+    out = full_attention(*parts, segment, scale=1 / math.sqrt(dim))
     return out[..., : back.shape[-1]] @ back.mT.to(out.dtype)
+
+
+def _columns(rows: Tensor, size: int) -> Tensor:
+    """The first `size` columns, zeros where there are fewer."""
+    missing = size - rows.shape[-1]
+    return functional.pad(rows, (0, missing)) if missing > 0 else rows[..., :size]
 
 
 def approximate_attention(
@@ -100,7 +104,8 @@ def output_moments(exact: Tensor, approximate: Tensor, segment: int) -> Tensor:
         (heads, 4), float64: ‖O‖², ⟨O, Õ⟩, ‖Õ‖², ‖O − Õ‖².
     """
     full, low = (out.reshape(-1, segment * out.shape[-1]) for out in (exact, approximate))
-    norms = [torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64) ** 2 for rows in (full, low, full - low)]
+    rows = torch.stack([full, low, full - low])
+    norms = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64).square()
     inner = (norms[0] + norms[1] - norms[2]) / 2
     return torch.stack([norms[0], inner, norms[1], norms[2]], dim=-1)
 

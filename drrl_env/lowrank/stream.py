@@ -13,6 +13,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from drrl_env.lowrank.attention import full_attention, low_rank_attention, output_moments, project
 from drrl_env.lowrank.bases import ScoreBasis, refresh
@@ -131,8 +132,13 @@ class Segment:
     @cached_property
     def _projected(self) -> tuple[Tensor, Tensor]:
         """q P_q and k P_k at the basis' whole width: every rank is a slice of them."""
-        keys = self.kept_keys if self.kept_keys is not None else project(self.keys, self.basis.key)
+        keys = self.kept_keys if self.kept_keys is not None else self._project_keys()
         return project(self.queries, self.basis.query), keys
+
+    def _project_keys(self) -> Tensor:
+        """k P_k, with empty columns where a value rank is larger: padding P_k is cheaper than padding k P_k."""
+        missing = max(0, self.settings.value_width - self.basis.width)
+        return project(self.keys, functional.pad(self.basis.key, (0, missing)))
 
     def output(self, choice: int) -> Tensor:
         """Attention at candidate `choice`, (kv_heads, groups · segment, value_dim)."""
@@ -140,11 +146,8 @@ class Segment:
         if cost.rank >= shape.dim:
             return self.full_output
         queries, keys = self._projected
-        columns = min(self.settings.value_width, max(cost.rank, cost.value_rank))
-        values = self.reduced_values[..., :columns]
         back = self.bases.value[..., : cost.value_rank]
-        reduced = queries[..., : cost.rank], keys[..., : cost.rank], values
-        return low_rank_attention(*reduced, back, shape.segment, shape.dim)
+        return low_rank_attention(queries[..., : cost.rank], keys, self.reduced_values, back, shape.segment, shape.dim)
 
     def moments(self, choice: int) -> Tensor:
         """Moments of candidate `choice` against full attention, (heads, 4); see `attention.output_moments`."""
@@ -167,7 +170,7 @@ class LayerStream:
         self._keys = torch.empty(shape.kv_heads, capacity, shape.dim)
         self._values = torch.empty(shape.kv_heads, capacity, shape.value_dim)
         self._reduced_values = torch.empty(shape.kv_heads, capacity, settings.value_width)
-        self._kept_keys = torch.empty(shape.kv_heads, capacity, settings.width)
+        self._kept_keys = torch.empty(shape.kv_heads, capacity, settings.width if settings.basis == "calibrated" else 0)
         self._calibrated = _calibrated_basis(bases, settings.width)
         self._power = self._calibrated.key[..., 0]
         self._previous: ScoreBasis | None = None

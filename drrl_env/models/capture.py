@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -102,7 +103,7 @@ class Capture:
     embeddings: Tensor
     log_likelihood: Tensor
 
-    @property
+    @cached_property
     def bytes(self) -> int:
         """Memory the tensors take."""
         tensors = [tensor for layer in self.layers for tensor in layer] + [self.embeddings]

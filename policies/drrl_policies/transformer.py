@@ -53,12 +53,16 @@ class TransformerExtractor(BaseFeaturesExtractor):
         return found
 
     def _present(self, observations: dict[str, Tensor]) -> Tensor:
-        """This segment, the layer, its text and the previous rank, (lanes, 4, features_dim)."""
+        """This segment, the layer, its text and the previous rank, (lanes, 4, features_dim).
+
+        The segment's token begins as the sum of all four: what decides most is there without attention having to
+        learn first where to look (40,000 steps reached .77 of the oracle's score without the sum).
+        """
         here = torch.cat([observations["segment"], observations["energy"], observations["position"]], dim=-1)
         text = observations["tokens"].reshape(-1, CHUNKS, COMPONENTS).mT
         summary = nn.functional.gelu(self.text(text)).mean(-1)
-        parts = [self.present(here), self.layer(observations["layer"]), summary]
-        return torch.stack([*parts, self.rank(observations["previous_rank"])], dim=1)
+        context = [self.layer(observations["layer"]), summary, self.rank(observations["previous_rank"])]
+        return torch.stack([self.present(here) + sum(context), *context], dim=1)
 
     def _padding(self, observations: dict[str, Tensor]) -> Tensor:
         """True where a window slot lies before the first segment, (lanes, tokens)."""
