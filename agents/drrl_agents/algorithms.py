@@ -9,6 +9,7 @@ from typing import Any
 from sb3_contrib import QRDQN, TRPO, MaskablePPO
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from drrl_env.envs.settings import one_of
@@ -30,14 +31,20 @@ class Algorithm:
     masks: bool = False
 
 
-# A rank's effect on later steps is small (the change term and cached columns), so a short horizon loses
-# little and takes most of the variance out of the returns.
-_ON_POLICY = {"gamma": 0.3, "gae_lambda": 0.9}
+# Leaving full rank costs at once (the change, and values projected anew) and pays over the segments that follow: with
+# gamma 0.3 agents left it two segments late (score .95 on the validation split, .98 with 0.95). A rate that falls to
+# nearly zero is worth .03, and an entropy bonus of .01 costs .2.
+_ON_POLICY = {"gamma": 0.95, "gae_lambda": 0.95}
 _PPO = {
-    **_ON_POLICY, "n_steps": 128, "batch_size": 256, "n_epochs": 6, "learning_rate": 1e-3, "ent_coef": 0.002
-}  # fmt: skip
+    **_ON_POLICY,
+    "n_steps": 128,
+    "batch_size": 256,
+    "n_epochs": 6,
+    "learning_rate": LinearSchedule(1e-3, 1e-5, 1.0),
+    "ent_coef": 0.002,
+}
 _OFF_POLICY = {
-    "gamma": 0.3, "learning_starts": 1_000, "buffer_size": 100_000, "exploration_fraction": 0.3, "train_freq": 4
+    "gamma": 0.95, "learning_starts": 1_000, "buffer_size": 100_000, "exploration_fraction": 0.3, "train_freq": 4
 }  # fmt: skip
 
 ALGORITHMS = {

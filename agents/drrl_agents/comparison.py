@@ -134,7 +134,7 @@ def run_compare(settings: Compare) -> Comparison:
     found = compare(settings)
     folder = settings.logdir / settings.task.env / f"compare-{settings.split}"
     print_table(found, f"{settings.task.env} · {settings.split} · {len(found.field.pairs)} episodes")
-    write(found, folder, f"{settings.task.env}, {settings.split} split")
+    write(found, folder, settings.task.env, settings.split)
     Console(stderr=True).print(f"wrote {folder}/comparison.csv and comparison.png; see also")
     print(f"tensorboard --logdir {settings.logdir}")
     return found
@@ -161,16 +161,16 @@ def _cell(found: Row, name: str) -> str:
     return f"{value:.1f}" if name == "mean_rank" else f"{value:.3f}"
 
 
-def write(found: Comparison, folder: Path, title: str) -> None:
+def write(found: Comparison, folder: Path, env: str, split: str) -> None:
     """comparison.csv, comparison.png and one TensorBoard run per policy."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "comparison.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, [each.name for each in fields(Row)])
         writer.writeheader()
         writer.writerows(each.values() for each in found.rows)
-    picture(found, title).savefig(folder / "comparison.png", dpi=110)
+    picture(found, f"{env}, {split} split").savefig(folder / "comparison.png", dpi=110)
     for each, played in zip(found.rows, found.rollouts, strict=True):
-        _log(each, played, found, folder / each.policy)
+        _log(each, played, found, folder / each.policy, split)
 
 
 def picture(found: Comparison, title: str) -> Figure:
@@ -186,15 +186,17 @@ def picture(found: Comparison, title: str) -> Figure:
     )
 
 
-def _log(each: Row, played: Rollout, found: Comparison, folder: Path) -> None:
-    """A policy's row as scalars, its ranks as a histogram and a heatmap."""
+def _log(each: Row, played: Rollout, found: Comparison, folder: Path, split: str) -> None:
+    """A policy's row as scalars, its ranks as a histogram and a heatmap; replaces what an earlier comparison wrote."""
     world = found.field.transitions.world
+    for old in folder.glob("events.out.tfevents.*"):
+        old.unlink()
     with SummaryWriter(str(folder)) as writer:
         for name, value in each.values().items():
             if not isinstance(value, str):
-                writer.add_scalar(f"test/{name.removeprefix('mean_') if name == 'mean_return' else name}", value, 0)
+                writer.add_scalar(f"{split}/{'return' if name == 'mean_return' else name}", value, 0)
         for name in ("fidelity", "flops", "change"):
-            writer.add_scalar(f"test/reward_terms/{name}", float(played.column(f"{name}_term").mean()), 0)
+            writer.add_scalar(f"{split}/reward_terms/{name}", float(played.column(f"{name}_term").mean()), 0)
         heatmap = rank_heatmap(played, world.ranks, world.layers, each.policy)
-        writer.add_figure("test/rank_by_layer_and_segment", heatmap)
-        writer.add_histogram("test/rank", torch.tensor(world.ranks)[torch.from_numpy(played.executed)].ravel())
+        writer.add_figure(f"{split}/rank_by_layer_and_segment", heatmap)
+        writer.add_histogram(f"{split}/rank", torch.tensor(world.ranks)[torch.from_numpy(played.executed)].ravel())

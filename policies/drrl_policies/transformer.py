@@ -55,8 +55,8 @@ class TransformerExtractor(BaseFeaturesExtractor):
     def _present(self, observations: dict[str, Tensor]) -> Tensor:
         """This segment, the layer, its text and the previous rank, (lanes, 4, features_dim).
 
-        The segment's token begins as the sum of all four: what decides most is there without attention having to
-        learn first where to look (40,000 steps reached .77 of the oracle's score without the sum).
+        The segment's token begins as the sum of all four, so that what decides most is there before attention has
+        learned where to look.
         """
         here = torch.cat([observations["segment"], observations["energy"], observations["position"]], dim=-1)
         text = observations["tokens"].reshape(-1, CHUNKS, COMPONENTS).mT

@@ -136,3 +136,15 @@ def test_a_heatmap_shows_the_layers_there_are(compared):
     axes = rank_heatmap(played, found.field.transitions.world.ranks, 4, "title").axes[0]
     assert axes.get_images()[0].get_array().shape == (2, 4)
     assert [label.get_text() for label in axes.get_yticklabels()] == ["1", "3"]
+
+
+def test_a_second_comparison_replaces_the_first(compared, tmp_path):
+    """One event file a policy, tags named by the split; two would draw two points a step."""
+    _, found, _ = compared
+    for _ in range(2):
+        comparison.write(found, tmp_path, "DRRL-Attention-v0", "validation")
+    files = list((tmp_path / "oracle").glob("events.out.tfevents.*"))
+    assert len(files) == 1
+    tags = EventAccumulator(str(files[0])).Reload().Tags()["scalars"]
+    assert {"validation/return", "validation/normalised_score", "validation/regret"} <= set(tags)
+    assert not [tag for tag in tags if not tag.startswith("validation/")]
