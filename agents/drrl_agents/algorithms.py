@@ -41,7 +41,7 @@ _PPO = {
     "batch_size": 256,
     "n_epochs": 6,
     "learning_rate": LinearSchedule(1e-3, 1e-5, 1.0),
-    "ent_coef": 0.002,
+    "ent_coef": 0.0005,
 }
 _OFF_POLICY = {
     "gamma": 0.95, "learning_starts": 1_000, "buffer_size": 100_000, "exploration_fraction": 0.3, "train_freq": 4

@@ -48,11 +48,13 @@ class Guard:
         threshold: ε at the first segment, relative to ‖S‖.
         decay: λ of ε_t = ε exp(−λ t), per segment.
 
+    The defaults forbid one rank in ten on the bundled model, mostly the lowest ranks late in a sequence.
+
     Source: the paper's decaying threshold, Eq. 8-10.
     """
 
     kind: str = "off"
-    threshold: float = 0.6
+    threshold: float = 0.4
     decay: float = 0.05
 
     def limit(self, position: int) -> float:
