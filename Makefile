@@ -11,6 +11,7 @@ export OMP_NUM_THREADS ?= 1
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml
+	@echo "installing into $(VENV): a minute or three, quiet unless something fails"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -e ".[dev]"
 	touch $@
@@ -41,6 +42,7 @@ clean:
 # What the README says was measured: runs the benchmarks here and rewrites its tables (about 15 minutes).
 .PHONY: measure
 measure: $(STAMP)
+	rm -rf build/measure
 	$(BIN)/drrl bench update --json > benchmarks/update.json
 	$(BIN)/drrl bench env --json > benchmarks/env.json
 	$(BIN)/drrl bench policy --json > benchmarks/policy.json

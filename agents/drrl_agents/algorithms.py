@@ -22,7 +22,7 @@ class Algorithm:
 
     Attributes:
         make: its class.
-        defaults: hyperparameters that differ from SB3's.
+        defaults: hyperparameters that differ from SB3's; `drrl train` lets `ent_coef` fall linearly to zero.
         masks: whether it honours action masks.
     """
 
@@ -32,8 +32,9 @@ class Algorithm:
 
 
 # Leaving full rank costs at once (the change, and values projected anew) and pays over the segments that follow: with
-# gamma 0.3 agents left it two segments late (score .95 on the validation split, .98 with 0.95). A rate that falls to
-# nearly zero is worth .03, and an entropy bonus of .01 costs .2.
+# gamma 0.3 agents left it two segments late. Measured on the validation split, one seed each, 80,000 steps: gamma 0.3
+# .95 to .98, gamma 0.95 .98. A constant entropy bonus either froze the policy too early (.0005: .80 in one run of
+# three) or kept it random (.01: .79); one that falls linearly from .02 to nothing reached .987.
 _ON_POLICY = {"gamma": 0.95, "gae_lambda": 0.95}
 _PPO = {
     **_ON_POLICY,
@@ -41,7 +42,7 @@ _PPO = {
     "batch_size": 256,
     "n_epochs": 6,
     "learning_rate": LinearSchedule(1e-3, 1e-5, 1.0),
-    "ent_coef": 0.0005,
+    "ent_coef": 0.02,
 }
 _OFF_POLICY = {
     "gamma": 0.95, "learning_starts": 1_000, "buffer_size": 100_000, "exploration_fraction": 0.3, "train_freq": 4

@@ -23,7 +23,7 @@ METRICS = ("normalised_score", "return", "regret", "cosine", "relative_error", "
 
 
 class RunCallback(BaseCallback):
-    """Logs what happens in the rollouts, validates, and saves checkpoints.
+    """Logs what happens in the rollouts, validates, saves checkpoints, and lets the entropy bonus fall to zero.
 
     Args:
         folder: the run's folder.
@@ -51,6 +51,7 @@ class RunCallback(BaseCallback):
         self._folder, self._validation, self._reference = folder, validation, reference
         self._hyperparameters, self._total, self._every = hyperparameters, total_steps, validate_every
         self._masks, self._progress = masks, progress
+        self._entropy = hyperparameters.get("ent_coef")
         self._ranks: list[int] = []
         self._due = 0
         self._bar: Any = None
@@ -62,6 +63,10 @@ class RunCallback(BaseCallback):
         found = HParam(plain, {f"validation/{name}": 0.0 for name in METRICS})
         self.logger.record("hparams", found, exclude=("stdout", "log", "json", "csv"))
         self._validate()
+
+    def _on_rollout_start(self) -> None:
+        if self._entropy is not None:
+            self.model.ent_coef = self._entropy * self.model._current_progress_remaining  # type: ignore[attr-defined]
 
     def _on_step(self) -> bool:
         for info in self.locals["infos"]:
