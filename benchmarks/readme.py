@@ -20,13 +20,26 @@ BENCHES = {
 MARKED = re.compile(r"(<!-- measured: begin -->\n).*?(<!-- measured: end -->)", re.DOTALL)
 
 
-def bench_table(report: dict[str, Any]) -> str:
-    """Rows of one benchmark as Markdown."""
-    rows = [
+LONG = 20
+"""Rows from which on those without a target are folded away."""
+
+
+def bench_tables(report: dict[str, Any]) -> str:
+    """Rows of one benchmark as Markdown; of a long one only those with a target are open."""
+    rows = report["rows"]
+    if len(rows) < LONG:
+        return _table(rows)
+    judged = _table([r for r in rows if r["target"]])
+    rest = _table([r for r in rows if not r["target"]])
+    return f"{judged}\n\n<details><summary>Everything else it measured</summary>\n\n{rest}\n\n</details>"
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    lines = [
         f"| {r['name']} | {_number(r['value'])} | {r['unit']} | {r['target'] or ''} | {_verdict(r['meets'])} |"
-        for r in report["rows"]
+        for r in rows
     ]
-    return "\n".join(["| | value | unit | target | met |", "|---|---|---|---|---|", *rows])
+    return "\n".join(["| | value | unit | target | met |", "|---|---|---|---|---|", *lines])
 
 
 def _number(value: float) -> str:
@@ -61,7 +74,7 @@ def measured() -> str:
     parts = ["### The demo: one seed on the test split (`make demo`)", comparison_table(folder / "comparison.csv")]
     for name, title in BENCHES.items():
         report = json.loads((folder / f"{name}.json").read_text())
-        parts += [f"### {title}", bench_table(report), machine_line(report["machine"])]
+        parts += [f"### {title}", bench_tables(report), machine_line(report["machine"])]
     return "\n\n".join(parts)
 
 
