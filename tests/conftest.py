@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import hypothesis
@@ -21,6 +22,14 @@ hypothesis.settings.register_profile("drrl", deadline=None, derandomize=True, da
 hypothesis.settings.load_profile("drrl")
 
 KINDS_OF_TEXT = 4
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test reads, fills or clears the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DRRL_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @dataclass(frozen=True)

@@ -20,14 +20,6 @@ Drrl = Callable[..., tuple[int, str]]
 """Runs the `drrl` command in this process; gives its exit code and what it wrote to stderr."""
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Nothing here reads or clears the user's cache."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DRRL_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 @pytest.fixture(scope="session")
 def task() -> Task:
     """Four segments in a calibrated basis: ranks below full pay at once, and the guard forbids some."""

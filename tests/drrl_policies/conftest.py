@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import gymnasium
@@ -53,14 +52,6 @@ def open_game(basis: str, guard: str, split: str = "train", context: int = CONTE
     transitions = open_transitions(Rules(measurement, REWARD, resolve_guard(guard)))
     pool = instance_pool(transitions.world, split, SPANS)
     return Game(transitions, tuple(pairs(pool, range(transitions.world.layers))))
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Nothing here writes to the user's cache."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DRRL_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="session", params=TASKS, ids="-".join)
