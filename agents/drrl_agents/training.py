@@ -164,8 +164,7 @@ def write_config(settings: Train, folder: Path, found: Field) -> None:
 
 def _agent(settings: Train, folder: Path) -> tuple[BaseAlgorithm, int]:
     """The agent and the step it is at: fresh, or from the newest checkpoint that can be read."""
-    arguments = settings.task.arguments("train", settings.instances)
-    makers = [lambda: Monitor(settings.task.make("train", arguments["instances"])) for _ in range(settings.n_envs)]
+    makers = [lambda: Monitor(settings.task.make("train", settings.instances)) for _ in range(settings.n_envs)]
     env = DummyVecEnv(makers)  # type: ignore[arg-type]
     for path in sorted((folder / "checkpoints").glob("step-*.zip"), reverse=True):
         try:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from drrl_env.lowrank.flops import AttentionShape, decomposition_flops
+from drrl_env.lowrank.flops import AttentionShape
 from drrl_env.lowrank.statistics import STATISTICS
 from drrl_env.lowrank.stream import Segment
 from drrl_env.lowrank.weights import WEIGHT_STATISTICS
@@ -204,16 +204,3 @@ def observing_flops(found: tuple[Entry, ...], names: frozenset[str], shape: Atte
 def needs_basis(found: tuple[Entry, ...], names: frozenset[str]) -> bool:
     """Whether reading these entries takes the Grams and the basis of every segment."""
     return any(entry.needs_basis for entry in found if entry.name in names)
-
-
-def basis_flops(shape: AttentionShape, width: int, basis: str) -> float:
-    """FLOPs of what observing needs where attention did not run it.
-
-    Refreshed: the Grams and the decomposition, whose Ritz values are the energies. Calibrated: the Grams and the
-    products of `lowrank.changes.score_products`, since a fixed basis brings no energies of its own.
-    """
-    if basis == "refreshed":
-        return decomposition_flops(shape, width)
-    grams = 2 * shape.segment * shape.dim**2 * (1 + shape.groups)
-    products = 4 * shape.dim**2 * width + 4 * shape.dim * width**2
-    return shape.kv_heads * (grams + products)

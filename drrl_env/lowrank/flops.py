@@ -59,11 +59,27 @@ def _cold_flops(dim: int, width: int) -> float:
     return 13 * dim**3 + dim**2 * width
 
 
+def _gram_flops(shape: AttentionShape) -> float:
+    """Both Gram updates of one segment, per key head: G_k 2Td², G_q 2gTd²."""
+    return 2 * shape.segment * shape.dim**2 * (1 + shape.groups)
+
+
 def decomposition_flops(shape: AttentionShape, width: int) -> float:
     """Gram updates and the basis of one segment, all key heads."""
-    grams = 2 * shape.segment * shape.dim**2 * (1 + shape.groups)
     method = _warm_flops if decomposition_method(shape.dim, width) == "warm" else _cold_flops
-    return shape.kv_heads * (grams + method(shape.dim, width))
+    return shape.kv_heads * (_gram_flops(shape) + method(shape.dim, width))
+
+
+def basis_flops(shape: AttentionShape, width: int, basis: str) -> float:
+    """What observing energies needs in a segment whose attention did not run it, all key heads.
+
+    Refreshed: the Grams and the decomposition, whose Ritz values are the energies. Calibrated: the Grams and the
+    products of `changes.score_products`, since a fixed basis brings no energies of its own.
+    """
+    if basis == "refreshed":
+        return decomposition_flops(shape, width)
+    products = 4 * shape.dim**2 * width + 4 * shape.dim * width**2
+    return shape.kv_heads * (_gram_flops(shape) + products)
 
 
 def energy_flops(shape: AttentionShape, width: int) -> float:

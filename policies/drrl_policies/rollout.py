@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drrl_env.data.instances import Instance
-from drrl_env.envs.observation import basis_flops, needs_basis, observing_flops
+from drrl_env.envs.observation import needs_basis, observing_flops
 from drrl_env.envs.oracle import normalised_score
 from drrl_env.envs.simulator import Simulator
 from drrl_env.envs.transitions import COLUMNS, Transitions
-from drrl_env.lowrank.flops import cache_bytes, energy_flops
+from drrl_env.lowrank.flops import basis_flops, cache_bytes, energy_flops
 from drrl_policies.base import Policy, Situation
 
 Doubles = NDArray[np.float64]
