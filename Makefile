@@ -1,4 +1,4 @@
-# make setup | demo | test | test-slow | check | bench
+# make setup | demo | test | test-slow | check | bench | docs
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -42,12 +42,18 @@ clean:
 # What the README says was measured: runs the benchmarks here and rewrites its tables (about 15 minutes).
 .PHONY: measure
 measure: $(STAMP)
-	rm -rf build/measure
+	rm -rf build/measure && mkdir -p build
 	$(BIN)/drrl bench update --json > benchmarks/update.json
 	$(BIN)/drrl bench env --json > benchmarks/env.json
 	$(BIN)/drrl bench policy --json > benchmarks/policy.json
 	$(BIN)/drrl demo --logdir build/measure
 	cp build/measure/DRRL-Attention-v0/compare-test/comparison.csv benchmarks/
 	cp build/measure/DRRL-Attention-v0/compare-test/comparison.png docs/
-	$(BIN)/python -m drrl_env.envs.describe > docs/DRRL-Attention-v0.md
+	$(BIN)/drrl bench tasks --json > build/tasks.json && mv build/tasks.json benchmarks/tasks.json
+	$(BIN)/python -m drrl_env.envs.describe --write
 	$(BIN)/python benchmarks/readme.py
+
+# The pages in docs/, from docstrings, tables and benchmarks/tasks.json; a test fails when one is stale.
+.PHONY: docs
+docs: $(STAMP)
+	$(BIN)/python -m drrl_env.envs.describe --write

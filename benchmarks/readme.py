@@ -68,10 +68,34 @@ def comparison_table(path: Path) -> str:
     return "\n".join([titles, "|---|---|---|---|---|---|---|---|", *lines])
 
 
+def suite_table(report: dict[str, Any]) -> str:
+    """Per task the best rule that observes nothing while it runs, and what the oracle does."""
+    tasks: dict[str, list[dict[str, Any]]] = {}
+    for row in report["rows"]:
+        tasks.setdefault(row["task"], []).append(row)
+    titles = "| task | random | full attention | best static rule | its score | oracle | its FLOPs over full |"
+    lines = [_task_line(task, rows) for task, rows in tasks.items() if rows[0]["mean_return"] is not None]
+    return "\n".join([titles, "|---|---|---|---|---|---|---|", *lines])
+
+
+def _task_line(task: str, rows: list[dict[str, Any]]) -> str:
+    named = {row["baseline"]: row for row in rows}
+    best = named["oracle"]
+    static = max((r for r in rows if r["baseline"] not in ("random", "oracle")), key=lambda r: float(r["mean_return"]))
+    return (
+        f"| [{task}](docs/{task}.md) | {named['random']['mean_return']:.3f} "
+        f"| {named['full attention']['mean_return']:.3f} | {static['mean_return']:.3f}, {static['baseline']} "
+        f"| {static['normalised_score']:.3f} | {best['mean_return']:.3f}, {best['note']} | {best['flops_ratio']:.3f} |"
+    )
+
+
 def measured() -> str:
     """The whole section."""
     folder = ROOT / "benchmarks"
-    parts = ["### The demo: one seed on the test split (`make demo`)", comparison_table(folder / "comparison.csv")]
+    suite = json.loads((folder / "tasks.json").read_text())
+    parts = ["### The suite: mean returns on the test split (`drrl bench tasks`)", suite_table(suite)]
+    parts += [machine_line(suite["machine"]), "### The demo: one seed on the test split (`make demo`)"]
+    parts += [comparison_table(folder / "comparison.csv")]
     for name, title in BENCHES.items():
         report = json.loads((folder / f"{name}.json").read_text())
         parts += [f"### {title}", bench_tables(report), machine_line(report["machine"])]

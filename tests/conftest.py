@@ -26,9 +26,10 @@ KINDS_OF_TEXT = 4
 
 @pytest.fixture(scope="session", autouse=True)
 def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No test reads, fills or clears the user's cache."""
+    """No test reads, fills or clears the user's cache, and none replays what another left on disk unless it says so."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DRRL_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("DRRL_TRACES", "off")  # what is computed anew in a test is computed, not read
         yield
 
 

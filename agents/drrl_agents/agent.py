@@ -12,7 +12,6 @@ from gymnasium import spaces
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -103,7 +102,9 @@ def task_of(config: dict[str, Any]) -> Task:
     """The task a run was trained on."""
     values = dict(config["task"])
     values["text"] = None if values["text"] is None else Path(values["text"])
-    values["ranks"] = None if values["ranks"] is None else tuple(values["ranks"])
+    for name in ("ranks", "statistics"):
+        given = values.get(name)  # runs from before there was a choice of statistics name none
+        values[name] = None if given is None else tuple(given)
     return Task(**values)
 
 
@@ -121,7 +122,7 @@ def load_agent(folder: Path, argument: str = "run") -> AgentPolicy:
     if not (folder / WEIGHTS).is_file():
         raise ValueError(f"{argument}={str(folder)!r}: no {WEIGHTS} is there yet; finish it with drrl train --resume")
     # Two: PPO warns of a batch larger than what a single environment fills.
-    env = DummyVecEnv([lambda: task_of(config).make("train", 1)] * 2)
+    env = task_of(config).make_lanes("train", 1, 2)
     model = make_algorithm(config["algo"], config["policy"], env, config["seed"])
     try:
         model.policy.load_state_dict(_finite(load_file(folder / WEIGHTS)))

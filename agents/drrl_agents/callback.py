@@ -18,6 +18,8 @@ from drrl_agents.tasks import Field
 from drrl_policies.rollout import Reference, Rollout, rollout
 
 SCALARS = ("cosine", "relative_error", "flops_ratio", "score_change")
+LATENCY = "latency_ratio"
+"""Shown beside them where the reward charges milliseconds."""
 METRICS = ("normalised_score", "return", "regret", "cosine", "relative_error", "flops_ratio", "total_flops_ratio")
 """Final metrics of a run, under `validation/`, in the HParams tab too."""
 
@@ -80,7 +82,7 @@ class RunCallback(BaseCallback):
 
     def _record_step(self, info: dict[str, Any]) -> None:
         self._ranks.append(info["rank"])
-        for name in SCALARS:
+        for name in (*SCALARS, *([LATENCY] if LATENCY in info else [])):
             self.logger.record_mean(f"rollout/{name}", info[name])
         for name, value in info["reward_terms"].items():
             self.logger.record_mean(f"rollout/reward_terms/{name}", value)
@@ -103,10 +105,10 @@ class RunCallback(BaseCallback):
     def _validate(self) -> None:
         """Plays the validation episodes with the agent as it is and writes what came of it."""
         policy = AgentPolicy(self.model, "agent", self._masks)
-        found = rollout(policy, self._validation.transitions, self._validation.pairs)
+        found = rollout(policy, self._validation.game, self._validation.pairs)
         for name, value in validation_values(found, self._reference, self._validation).items():
             self.logger.record(f"validation/{name}", value)
-        world = self._validation.transitions.world
+        world = self._validation.game.world
         self.logger.record("validation/rank", np.array(world.ranks)[found.executed].ravel())
         picture = rank_heatmap(found, world.ranks, world.layers, f"after {self.num_timesteps} steps")
         self.logger.record("validation/rank_by_layer_and_segment", Figure(picture, close=True), exclude="stdout")
@@ -123,10 +125,12 @@ class RunCallback(BaseCallback):
 
 def validation_values(found: Rollout, reference: Reference, field: Field) -> dict[str, float]:
     """Tag to value of one validation."""
-    values = row(found, reference, field.transitions).values()
+    values = row(found, reference, field.game).values()
     named = {"return": float(values["mean_return"]), **{k: float(values[k]) for k in METRICS if k != "return"}}
-    for name in ("fidelity", "flops", "change"):
-        named[f"reward_terms/{name}"] = float(found.column(f"{name}_term").mean())
+    if LATENCY in values:
+        named[LATENCY] = float(values[LATENCY])
+    for name, steps in found.terms.items():
+        named[f"reward_terms/{name}"] = float(steps.mean())
     return named
 
 

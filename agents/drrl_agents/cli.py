@@ -10,10 +10,13 @@ import tyro
 from tyro.conf import subcommand
 
 from drrl_agents.bench.command import Bench, run_bench
+from drrl_agents.calibrate import Calibrate, run_calibrate
+from drrl_agents.check import Check, run_check
 from drrl_agents.comparison import Compare, run_compare
 from drrl_agents.demo import Demo, run_demo
 from drrl_agents.doctor import Doctor, run_doctor
 from drrl_agents.evaluation import Evaluate, run_evaluate
+from drrl_agents.instances import Instances, run_instances
 from drrl_agents.training import Train, train
 
 Command = (
@@ -21,6 +24,9 @@ Command = (
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Compare, subcommand("compare")]
     | Annotated[Bench, subcommand("bench")]
+    | Annotated[Calibrate, subcommand("calibrate")]
+    | Annotated[Instances, subcommand("instances")]
+    | Annotated[Check, subcommand("check")]
     | Annotated[Demo, subcommand("demo")]
     | Annotated[Doctor, subcommand("doctor")]
 )
@@ -37,6 +43,9 @@ RUNNERS: dict[type, Callable[[Any], object]] = {
     Evaluate: run_evaluate,
     Compare: run_compare,
     Bench: run_bench,
+    Calibrate: run_calibrate,
+    Instances: run_instances,
+    Check: run_check,
     Demo: run_demo,
     Doctor: run_doctor,
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -35,12 +35,13 @@ COLUMNS = {
     "flops_ratio": "FLOPs",
     "total_flops_ratio": "all FLOPs",
     "cache_ratio": "KV cache",
+    "latency_ratio": "ms",
     "mean_rank": "rank",
 }
-"""Column of a row to its head in the printed table."""
+"""Column of a row to its head in the printed table; one that no row has is left out."""
 CAPTION = (
     "score: normalised, random 0 and oracle 1 · regret: return lost per 1000 steps · error: relative, of the output · "
-    "FLOPs, KV cache: over full attention's · all FLOPs: with observing and deciding"
+    "FLOPs, KV cache, ms: over full attention's · all FLOPs: with observing and deciding"
 )
 
 
@@ -100,8 +101,8 @@ def compare(settings: Compare) -> Comparison:
     agents = load_agents(settings)
     wanted = [("train", settings.train_instances), (settings.split, settings.instances)]
     train, found = open_fields(settings.task, wanted, settings.progress)
-    rules = rule_policies(train.transitions, train.pairs)
-    return play([*rules, *agents, oracle_policy(found.transitions, found.pairs)], found)
+    rules = rule_policies(train.game, train.pairs)
+    return play([*rules, *agents, oracle_policy(found.game, found.pairs)], found)
 
 
 def load_agents(settings: Compare) -> list[AgentPolicy]:
@@ -123,9 +124,9 @@ def load_agents(settings: Compare) -> list[AgentPolicy]:
 
 def play(policies: Sequence[Policy], found: Field) -> Comparison:
     """One rollout and one row per policy."""
-    known = reference(found.transitions, found.pairs)
-    rollouts = tuple(rollout(policy, found.transitions, found.pairs) for policy in policies)
-    rows = tuple(row(each, known, found.transitions) for each in rollouts)
+    known = reference(found.game, found.pairs)
+    rollouts = tuple(rollout(policy, found.game, found.pairs) for policy in policies)
+    rows = tuple(row(each, known, found.game) for each in rollouts)
     return Comparison(rows, rollouts, known, found)
 
 
@@ -143,11 +144,12 @@ def run_compare(settings: Compare) -> Comparison:
 def print_table(found: Comparison, title: str, stderr: bool = False) -> None:
     """The rows as a table, best return first; on the error stream where standard output is for a program."""
     table = Table(title=title, caption=CAPTION)
-    for name, head in COLUMNS.items():
-        table.add_column(head, justify="left" if name == "policy" else "right", no_wrap=True)
+    shown = [name for name in COLUMNS if name in found.rows[0].values()]
+    for name in shown:
+        table.add_column(COLUMNS[name], justify="left" if name == "policy" else "right", no_wrap=True)
     for each in sorted(found.rows, key=lambda r: -r.mean_return):
-        table.add_row(*(_cell(each, name) for name in COLUMNS))
-    Console(width=max(140, Console().width), stderr=stderr).print(table)
+        table.add_row(*(_cell(each, name) for name in shown))
+    Console(width=max(156, Console().width), stderr=stderr).print(table)
 
 
 def _cell(found: Row, name: str) -> str:
@@ -165,7 +167,7 @@ def write(found: Comparison, folder: Path, env: str, split: str) -> None:
     """comparison.csv, comparison.png and one TensorBoard run per policy."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "comparison.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, [each.name for each in fields(Row)])
+        writer = csv.DictWriter(file, found.rows[0].values())
         writer.writeheader()
         writer.writerows(each.values() for each in found.rows)
     picture(found, f"{env}, {split} split").savefig(folder / "comparison.png", dpi=110)
@@ -188,15 +190,15 @@ def picture(found: Comparison, title: str) -> Figure:
 
 def _log(each: Row, played: Rollout, found: Comparison, folder: Path, split: str) -> None:
     """A policy's row as scalars, its ranks as a histogram and a heatmap; replaces what an earlier comparison wrote."""
-    world = found.field.transitions.world
+    world = found.field.game.world
     for old in folder.glob("events.out.tfevents.*"):
         old.unlink()
     with SummaryWriter(str(folder)) as writer:
         for name, value in each.values().items():
             if not isinstance(value, str):
                 writer.add_scalar(f"{split}/{'return' if name == 'mean_return' else name}", value, 0)
-        for name in ("fidelity", "flops", "change"):
-            writer.add_scalar(f"{split}/reward_terms/{name}", float(played.column(f"{name}_term").mean()), 0)
+        for name, values in played.terms.items():
+            writer.add_scalar(f"{split}/reward_terms/{name}", float(values.mean()), 0)
         heatmap = rank_heatmap(played, world.ranks, world.layers, each.policy)
         writer.add_figure(f"{split}/rank_by_layer_and_segment", heatmap)
         writer.add_histogram(f"{split}/rank", torch.tensor(world.ranks)[torch.from_numpy(played.executed)].ravel())

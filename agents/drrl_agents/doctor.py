@@ -13,9 +13,10 @@ from rich.console import Console
 from rich.table import Table
 
 from drrl_agents.training import PACKAGES
+from drrl_env.envs.traces import FOLDER, SWITCH, switched_on
 from drrl_env.envs.world import cache_folder
 
-CACHED = ("calibrations",)
+CACHED = ("calibrations", "documents", "guards", FOLDER)
 """Folders below the cache folder that are ours: DRRL_CACHE may name one that holds more."""
 
 
@@ -51,8 +52,17 @@ def report() -> dict[str, str]:
         "torch threads": str(torch.get_num_threads()),
         "devices": _devices(),
         "cache": f"{folder} ({held / 1e6:.1f} MB); move it with DRRL_CACHE",
+        "traces": _traces(),
         "clear it": "drrl doctor --clear-cache",
     }
+
+
+def _traces() -> str:
+    """How much of what was measured is kept, and whether it is read."""
+    folder = cache_folder() / FOLDER
+    count = sum(1 for _ in folder.rglob("*.safetensors"))
+    switch = f"on; {SWITCH}=off turns them off" if switched_on() else f"off by {SWITCH}"
+    return f"{count} files ({folder_bytes(folder) / 1e6:.1f} MB), {switch}"
 
 
 def _version(name: str) -> str:

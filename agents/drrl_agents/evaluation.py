@@ -46,7 +46,7 @@ def run_evaluate(settings: Evaluate) -> Comparison:
     task, agent = task_of(read_config(settings.run)), load_agent(settings.run)
     check_writable(settings.run, "run")
     field = open_field(task, settings.split, settings.instances, settings.progress)
-    rules = [Full(len(field.transitions.world.ranks)), oracle_policy(field.transitions, field.pairs)]
+    rules = [Full(len(field.game.world.ranks)), oracle_policy(field.game, field.pairs)]
     found = play([agent, *rules], field)
     print_table(found, f"{task.env} · {settings.split} · {len(field.pairs)} episodes")
     rows = [{name: _plain(value) for name, value in row.values().items()} for row in found.rows]

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from scipy import stats
 
+from drrl_env.envs.game import Game
 from drrl_env.envs.oracle import normalised_score
 from drrl_env.envs.store import Doubles
-from drrl_env.envs.transitions import Transitions
 from drrl_policies.rollout import Reference, Rollout
 
 RESAMPLES = 4_000
@@ -33,6 +33,7 @@ class Row:
         total_flops_ratio: the same with observing and deciding counted.
         cache_ratio: KV-cache bytes read over full attention's.
         mean_rank: mean executed rank.
+        latency_ratio: milliseconds over full attention's where the reward charges those; None where it charges FLOPs.
     """
 
     policy: str
@@ -48,30 +49,33 @@ class Row:
     total_flops_ratio: float
     cache_ratio: float
     mean_rank: float
+    latency_ratio: float | None = None
 
     def values(self) -> dict[str, float | str]:
-        """Column name to value."""
-        return asdict(self)
+        """Column name to value, of the columns that there are."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
-def row(found: Rollout, reference: Reference, transitions: Transitions) -> Row:
+def row(found: Rollout, reference: Reference, game: Game) -> Row:
     """The row of one rollout."""
     low, high = score_interval(found, reference)
-    ranks = np.array(transitions.world.ranks, float)
+    ranks = np.array(game.world.ranks, float)
+    latency = found.columns.get("latency_ratio")
     return Row(
         policy=found.policy,
         normalised_score=reference.score(found.returns),
         low=low,
         high=high,
         mean_return=float(found.returns.mean()),
-        regret=reference.regret(found.returns, transitions.world.segments),
-        cosine=float(found.column("cosine").mean()),
-        relative_error=float(found.column("relative_error").mean()),
-        score_change=float(found.column("score_change").mean()),
-        flops_ratio=float(found.column("flops_ratio").mean()),
-        total_flops_ratio=float(found.total_ratio(transitions.mean_full).mean()),
+        regret=reference.regret(found.returns, game.world.segments),
+        cosine=float(found.columns["cosine"].mean()),
+        relative_error=float(found.columns["relative_error"].mean()),
+        score_change=float(found.columns["score_change"].mean()),
+        flops_ratio=float(found.columns["flops_ratio"].mean()),
+        total_flops_ratio=float(found.total_ratio(game.mean_full).mean()),
         cache_ratio=float(found.cache_ratio.mean()),
         mean_rank=float(ranks[found.executed].mean()),
+        latency_ratio=None if latency is None else float(latency.mean()),
     )
 
 

@@ -14,8 +14,6 @@ from typing import Any
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import Logger, configure
-from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv
 
 from drrl_agents.agent import CONFIG, read_config, task_of
 from drrl_agents.algorithms import ALGORITHMS, POLICIES, make_algorithm
@@ -39,7 +37,7 @@ class Train:
         policy: transformer or mlp.
         steps: environment steps in all.
         seed: seed of everything random.
-        n_envs: environments side by side.
+        n_envs: lanes of the environment side by side.
         instances: spans of the train split to train on; None for all (about a second each to measure).
         validation_instances: spans of the validation split to validate on.
         validate_every: steps between validations and checkpoints.
@@ -147,7 +145,7 @@ def new_folder(settings: Train) -> Path:
 
 def write_config(settings: Train, folder: Path, found: Field) -> None:
     """Puts everything that a replay needs beside the events."""
-    world = found.transitions.world
+    world = found.game.world
     config = {
         **asdict(settings),
         "command": " ".join(["drrl", *sys.argv[1:]]),
@@ -164,8 +162,7 @@ def write_config(settings: Train, folder: Path, found: Field) -> None:
 
 def _agent(settings: Train, folder: Path) -> tuple[BaseAlgorithm, int]:
     """The agent and the step it is at: fresh, or from the newest checkpoint that can be read."""
-    makers = [lambda: Monitor(settings.task.make("train", settings.instances)) for _ in range(settings.n_envs)]
-    env = DummyVecEnv(makers)  # type: ignore[arg-type]
+    env = settings.task.make_lanes("train", settings.instances, settings.n_envs)
     for path in sorted((folder / "checkpoints").glob("step-*.zip"), reverse=True):
         try:
             model = ALGORITHMS[settings.algo].make.load(path, env=env, device="cpu")  # type: ignore[attr-defined]
@@ -181,7 +178,7 @@ def _logger(folder: Path) -> Logger:
 
 
 def _callback(settings: Train, folder: Path, validation: Field) -> RunCallback:
-    found = reference(validation.transitions, validation.pairs)
+    found = reference(validation.game, validation.pairs)
     shown = {
         "env": settings.task.env,
         "algo": settings.algo,
@@ -190,6 +187,8 @@ def _callback(settings: Train, folder: Path, validation: Field) -> RunCallback:
         "n_envs": settings.n_envs,
         "guard": settings.task.guard,
         "reward": settings.task.reward,
+        "cost": settings.task.cost or "the task's own",
+        "statistics": " ".join(settings.task.statistics or ("default",)),
         "basis": settings.task.basis,
         "value_rank": settings.task.value_rank,
         "instances": str(settings.instances),

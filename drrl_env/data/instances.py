@@ -115,6 +115,21 @@ def instance(uri: str) -> Instance:
     raise ValueError(f"uri={uri!r}: no such bundled instance; use {names}, or instances_from_text for your own text")
 
 
+def parse_uri(uri: str) -> tuple[str, int | None]:
+    """An instance's URI and the layer that `?layer=N` behind it names, None where it names none.
+
+    Raises:
+        ValueError: something else is behind the question mark.
+    """
+    base, mark, query = uri.partition("?")
+    if not mark:
+        return base, None
+    name, _, value = query.partition("=")
+    if name != "layer" or not value.isdigit():
+        raise ValueError(f"uri={uri!r}: {query!r} is not understood; use for example {base}?layer=2")
+    return base, int(value)
+
+
 @functools.cache
 def documents(split: str) -> tuple[Document, ...]:
     """The documents (chapters, articles, source files) that a split's streams are made of.

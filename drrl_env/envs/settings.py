@@ -9,8 +9,9 @@ from numbers import Integral
 
 from drrl_env.envs.observation import CHUNKS
 from drrl_env.lowrank.flops import BASES
+from drrl_env.lowrank.statistics import select_statistics
 
-GUARDS = ("off", "paper")
+GUARDS = ("off", "paper", "conformal")
 FIDELITIES = ("cosine", "error")
 RANK_SHARES = (1 / 8, 3 / 16, 1 / 4, 5 / 16, 3 / 8, 1 / 2, 5 / 8, 1)
 """Default candidate ranks as shares of the head dimension: 8, 12, 16, 20, 24, 32, 40, 64 of 64."""
@@ -44,22 +45,34 @@ class Guard:
     """Which ranks are allowed, given the previous one.
 
     Attributes:
-        kind: `off`, or `paper`: ‖ΔS‖/‖S‖ from the previous rank at most ε_t; full rank is always allowed.
-        threshold: ε at the first segment, relative to ‖S‖.
-        decay: λ of ε_t = ε exp(−λ t), per segment.
+        kind: `off`; `paper`: ‖ΔS‖/‖S‖ from the previous rank at most ε_t; or `conformal`: a rank whose predicted
+            upper error at confidence `confidence` is at most ε_t. Full rank is always allowed.
+        threshold: ε of the paper's guard at the first segment, relative to ‖S‖.
+        decay: λ of ε_t = ε exp(−λ t), per segment; None: .05 for the paper's guard, 0 (constant) for the conformal.
+        tolerance: ε of the conformal guard at the first segment, relative output error ‖ΔO‖/‖O‖.
+        confidence: 1 − δ of the conformal guard, in (0, 1).
 
-    The defaults forbid one rank in ten on the bundled model, mostly the lowest ranks late in a sequence.
+    The paper's defaults forbid one rank in ten on the bundled model, mostly the lowest ranks late in a sequence.
 
-    Source: the paper's decaying threshold, Eq. 8-10.
+    Source: the paper's decaying threshold, Eq. 8-10; `drrl_env.envs.conformal`.
     """
 
     kind: str = "off"
     threshold: float = 0.4
-    decay: float = 0.05
+    decay: float | None = None
+    tolerance: float = 0.2
+    confidence: float = 0.9
 
     def limit(self, position: int) -> float:
         """ε_t at segment `position`; infinite where there is no guard."""
-        return self.threshold * math.exp(-self.decay * position) if self.kind == "paper" else math.inf
+        if self.kind == "off":
+            return math.inf
+        start, decay = (self.threshold, 0.05) if self.kind == "paper" else (self.tolerance, 0.0)
+        return start * math.exp(-(decay if self.decay is None else self.decay) * position)
+
+
+NO_GUARD = Guard()
+"""Everything is allowed."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +86,7 @@ class Measurement:
         ranks: candidate ranks, ascending; the last is the head dimension. None: shares of it, `RANK_SHARES`.
         value_rank: `balanced` (by calibration), `same` as the rank, a number, or None for full values.
         basis: `refreshed` or `calibrated`.
+        statistics: names of statistics that an observation shows, see `drrl_env.lowrank.statistics`; None: the default.
     """
 
     model: str = "bundled"
@@ -81,6 +95,7 @@ class Measurement:
     ranks: tuple[int, ...] | None = None
     value_rank: str | int | None = "balanced"
     basis: str = "refreshed"
+    statistics: tuple[str, ...] | None = None
 
     @property
     def segments(self) -> int:
@@ -103,6 +118,7 @@ class Measurement:
             one_of("value_rank", self.value_rank, ("balanced", "same"))
         elif self.value_rank is not None:
             positive("value_rank", self.value_rank)
+        select_statistics(self.statistics)
 
 
 def one_of(name: str, value: object, known: Sequence[str]) -> None:
@@ -159,6 +175,8 @@ def resolve_guard(guard: str | Guard) -> Guard:
     if not isinstance(found, Guard):
         raise ValueError(f"guard={guard!r}: must be a Guard or one of {', '.join(map(repr, GUARDS))}")
     one_of("guard", found.kind, GUARDS)
-    if not (found.threshold > 0 and found.decay >= 0):
-        raise ValueError(f"guard={found}: threshold must be above 0 and decay at least 0")
+    if not (found.threshold > 0 and found.tolerance > 0 and (found.decay is None or found.decay >= 0)):
+        raise ValueError(f"guard={found}: threshold and tolerance must be above 0 and decay at least 0")
+    if not 0 < found.confidence < 1:
+        raise ValueError(f"guard={found}: confidence must lie between 0 and 1; use .9 for a promise that fails in 10 %")
     return found

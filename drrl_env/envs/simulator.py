@@ -5,155 +5,282 @@ Values are computed per instance (see `store`); lanes only gather them, so one l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from drrl_env.data.instances import Instance
-from drrl_env.envs.observation import STATIC, WINDOW
-from drrl_env.envs.transitions import COLUMNS, Transitions
+from drrl_env.envs.game import Game
+from drrl_env.envs.mechanism import Bools, Doubles, Integers, Lanes
+from drrl_env.envs.observation import WINDOW
+from drrl_env.envs.play import EFFECTS, Batch, Episode, Observation
 
-Observation = dict[str, NDArray[np.float32]]
-Lanes = NDArray[np.int64]
-REWARD = COLUMNS.index("reward")
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What a step gave, lane by lane.
-
-    Attributes:
-        numbers: `COLUMNS` of the transition, (lanes, columns), float64.
-        executed: choice carried out, (lanes,).
-        terminated: whether the episode has ended, (lanes,).
-    """
-
-    numbers: NDArray[np.float64]
-    executed: Lanes
-    terminated: NDArray[np.bool_]
+RECALLED = 16_384
+"""Steps of one lane that a game remembers whole, some 3 kB each; then it begins again."""
 
 
 class Simulator:
     """Episodes in lanes.
 
     Args:
-        transitions: tables of the rules.
+        game: tables and rules.
         lanes: number of lanes.
     """
 
-    def __init__(self, transitions: Transitions, lanes: int) -> None:
-        self.transitions, self.world = transitions, transitions.world
-        self._ranks, self._segments = len(self.world.ranks), self.world.segments
-        self._one_hot = np.eye(self._ranks, dtype=np.float32)
-        self._shares = np.array(self.world.ranks, np.float32) / np.float32(self.world.shape.dim)
+    def __init__(self, game: Game, lanes: int) -> None:
+        self.game, self.world = game, game.world
+        self.mechanism, self.objective = game.mechanism, game.objective
+        self.sizes, self.entries = game.mechanism.sizes, game.entries
+        self.vector, self.terms = game.objective.vector, game.objective.terms
+        self.parameter = game.objective.parameter
+        self._segments = game.world.segments
+        self._recalls = lanes == 1 and game.objective.parameter is None
         self._clock = np.linspace(0, 1, self._segments + 1, dtype=np.float32)[:, None]
-        self._block = np.zeros(lanes, np.int64)
-        self._position = np.full(lanes, self._segments, np.int64)
-        self._previous = np.full(lanes, self._ranks - 1, np.int64)
-        self._history = np.zeros((lanes, WINDOW), np.float32)
-        self._locate()
+        self._uris, self._layers = [""] * lanes, [0] * lanes
+        self.lanes = _empty(lanes, game.mechanism.start, self._segments, game.mechanism.heads)
+        self._some_ended, self._everything = True, np.ones((lanes, sum(game.mechanism.sizes)), bool)
+        self._masks = self._everything
 
-    def _locate(self) -> None:
-        """Where the lanes are in the tables: after the last segment they still look at it."""
-        self._ended = self._position == self._segments
-        self._some_ended = bool(self._ended.any())
-        seen = np.minimum(self._position, self._segments - 1) if self._some_ended else self._position
-        self._row = self._block * self._segments + seen
-        self._state = self._row * self._ranks + self._previous
+    def playable(self, layers: tuple[int, ...]) -> tuple[int, ...]:
+        """An episode is played on one layer: any of them."""
+        return layers
 
-    def start(self, lane: int, instance: Instance, layer: int) -> None:
-        """Begins an episode in a lane: the previous rank is full."""
-        self._block[lane] = self.transitions.store.block(instance, layer)
-        self._previous = self._previous.copy()  # the last batch may still show it
-        self._position[lane], self._previous[lane] = 0, self._ranks - 1
-        self._history[lane] = 0
-        self.transitions.prepare(int(self._block[lane]), 0)
-        self._locate()
+    def draw(self, layers: Integers, uniform: Doubles) -> Doubles:
+        """The parameter of new episodes."""
+        return self.objective.draw(layers, uniform)
 
-    def step(self, choices: Lanes) -> Batch:
-        """Carries out a choice in every lane; a masked choice becomes the nearest allowed one.
+    def check(self, layer: int, value: float) -> float:
+        """A parameter somebody asked for."""
+        return self.objective.check(layer, value)
+
+    def begin(self, lanes: Sequence[int], episodes: Sequence[Episode]) -> None:
+        """Begins an episode in each of some lanes: the previous rank is full."""
+        found, start = _map(self.lanes, np.copy), self.mechanism.start
+        where = np.array(lanes, np.int64)
+        found.block[where] = [self.game.store.block(e.instance, e.layer) for e in episodes]
+        found.layer[where] = [e.layer for e in episodes]
+        found.parameter[where] = [e.parameter for e in episodes]
+        found.position[where], found.state[where], found.history[where], found.spent[where] = 0, start, 0, 0
+        self._name(lanes, episodes)
+        self._arrive(found)
+
+    def _name(self, lanes: Sequence[int], episodes: Sequence[Episode]) -> None:
+        uris, layers = self._uris.copy(), self._layers.copy()  # the last batch's infos may still show them
+        for lane, episode in zip(lanes, episodes, strict=True):
+            uris[lane], layers[lane] = episode.instance.uri, episode.layer
+        self._uris, self._layers = uris, layers
+
+    def _arrive(self, lanes: Lanes) -> None:
+        """Puts the lanes somewhere and looks it up there, measuring what is new."""
+        ended = lanes.position == self._segments
+        self._ended, self._some_ended = ended, bool(np.count_nonzero(ended))
+        waiting = ~(self.mechanism.ready(lanes) | ended)
+        if np.count_nonzero(waiting):
+            for lane in np.flatnonzero(waiting):
+                self.mechanism.prepare(lanes, int(lane))
+        self.lanes = lanes
+        self._masks = self._allowed()
+
+    def _allowed(self) -> Bools:
+        if not self.game.masked:
+            return self._everything
+        allowed = self.objective.allowed(self.lanes, self.mechanism.allowed(self.lanes))
+        if self._some_ended:
+            allowed = allowed | self._ended[:, None]
+        return allowed
+
+    def step(self, actions: Integers, where: Integers | None = None) -> Batch:
+        """Carries out an action in every lane; a masked one becomes the nearest allowed one.
 
         Args:
-            choices: index of the wanted rank, (lanes,).
+            actions: choices, (lanes, components).
+            where: numbers of the lanes to step; None for all.
 
         Returns:
-            The transitions.
+            What came of it.
 
         Raises:
             ValueError: a lane's episode has ended, or none was begun.
         """
-        if self._some_ended:
+        if self._some_ended and (where is None or self._ended[where].any()):
             raise ValueError("step: the episode has ended; call reset first")
-        first = self._state * self._ranks
-        executed = self.transitions.executed.take(first + choices)
-        numbers = self._numbers(first + executed, executed)
-        self._advance(executed)
-        return Batch(numbers, executed, self._ended)
+        at = self.lanes if where is None else _map(self.lanes, lambda rows: rows[where])
+        batch = self._recalled(at, actions) if self._recalls and where is None else self._found(at, actions, where)
+        moved = self._moved(at, batch)
+        self._arrive(moved if where is None else self._put(where, moved))
+        return batch
 
-    def _numbers(self, rows: Lanes, executed: Lanes) -> NDArray[np.float64]:
-        """Gathers the transitions, measuring first what was never measured."""
-        numbers = self.transitions.table.take(rows, axis=0)
-        missing = np.isnan(numbers[:, REWARD])
-        if missing.any():
-            for lane in np.flatnonzero(missing):
-                self.transitions.fill(int(self._block[lane]), int(self._position[lane]), int(executed[lane]))
-            numbers = self.transitions.table.take(rows, axis=0)
-        return numbers
+    def _recalled(self, at: Lanes, actions: Integers) -> Batch:
+        """One lane's step, worked out once: where a task draws nothing it is the same whenever the lane is there."""
+        memory = self.game.memory
+        key = (at.block.item(), at.position.item(), at.state.tobytes(), actions.tobytes())
+        found = memory.get(key)
+        if found is None:
+            if len(memory) >= RECALLED:
+                memory.clear()
+            found = memory[key] = self._found(at, actions, None)
+        return found
 
-    def _advance(self, executed: Lanes) -> None:
-        """Moves every lane to its next segment and looks it up there, streaming it if it is new."""
-        self._position = self._position + 1
-        self._previous = executed
-        self._history = np.concatenate([self._history[:, 1:], self._shares.take(executed)[:, None]], axis=1)
-        self._locate()
-        known = self.transitions.known.take(self._row)
-        if not known.all():
-            for lane in np.flatnonzero(~known):
-                self.transitions.prepare(int(self._block[lane]), int(self._position[lane]))
+    def _found(self, at: Lanes, wanted: Integers, where: Integers | None) -> Batch:
+        """What actions do."""
+        done = wanted
+        if self.game.masked:
+            done = self.mechanism.carried_out(at, wanted, self._masks if where is None else self._masks[where])
+        effects = self.mechanism.effects(at, done)
+        terms = self.objective.score(effects, at)
+        rewards = np.stack(terms, axis=-1) if self.vector else _sum(terms)
+        columns = {name: getattr(effects, name) for name in EFFECTS}
+        columns |= self.game.cost_facts(effects)
+        columns |= self.objective.facts(effects, at)
+        named, changed = dict(zip(self.terms, terms, strict=True)), (done != wanted).any(-1)
+        ended, described = at.position == self._segments - 1, self.mechanism.describe(at, done)
+        return Batch(rewards, named, columns, done, changed, ended, described, where)
+
+    def _moved(self, at: Lanes, batch: Batch) -> Lanes:
+        """The lanes at their next segment."""
+        shares, done = self.mechanism.shares(batch.actions), batch.actions
+        history = np.concatenate([at.history[:, shares.shape[1] :], shares], axis=1)
+        state, spent = self.mechanism.following(at, done), at.spent + batch.columns["flops"]
+        return Lanes(at.block, at.layer, at.position + 1, state, history, at.parameter, spent)
+
+    def _put(self, where: Integers, moved: Lanes) -> Lanes:
+        """All lanes, some of them moved."""
+        found = _map(self.lanes, np.copy)
+        for each in fields(Lanes):
+            getattr(found, each.name)[where] = getattr(moved, each.name)
+        return found
 
     def observe(self) -> Observation:
         """The observation of every lane, fresh arrays, (lanes, size) each."""
-        static = self.transitions.store.static.take(self._row, axis=0)
-        slices = self.world.layout.slices
-        found = {name: static[:, slices[name]] for name in STATIC}
-        found["previous_rank"] = self._one_hot.take(self._previous, axis=0)
-        found["window_ranks"] = self._history.copy()
-        found["position"] = self._clock.take(self._position, axis=0)
+        lanes, segments = self.lanes, self._segments
+        seen = np.minimum(lanes.position, segments - 1) if self._some_ended else lanes.position
+        static = self.game.store.static.take(lanes.block * segments + seen, axis=0)
+        found = {name: static[:, columns] for name, columns in self.world.layout.slices.items()}
+        found |= self.mechanism.observe(lanes)
+        found |= self.objective.observe(lanes)
+        found["position"] = self._clock.take(lanes.position, axis=0)
         return found
 
-    def masks(self) -> NDArray[np.bool_]:
-        """Allowed choices of every lane, (lanes, ranks); everything is allowed once an episode has ended."""
-        allowed = self.transitions.allowed.take(self._state, axis=0)
-        if self._some_ended:
-            allowed[self._ended] = True
-        return allowed
+    def masks(self) -> Bools:
+        """Allowed choices of every component side by side, (lanes, sum of sizes); all once an episode has ended."""
+        return self._masks.copy()
 
-    def info(self, lane: int, batch: Batch, choice: int, mask: NDArray[np.bool_]) -> dict[str, Any]:
-        """What a user wants to know of a step of one lane, plain values."""
-        values = dict(zip(COLUMNS[1:], batch.numbers[lane].tolist()[1:], strict=True))
-        executed = int(batch.executed[lane])
-        terms = {name: values.pop(f"{name}_term") for name in ("fidelity", "flops", "change")}
-        cost = self.world.streams[self.layer(lane)].costs[executed]
+    def infos(self, batch: Batch, masks: Bools) -> list[dict[str, Any]]:
+        """What a user wants to know of a step, a dict of plain values per lane."""
+        terms = _dicts(tuple(batch.terms), [values.tolist() for values in batch.terms.values()])
+        shared = (terms, *(batch.columns[name].tolist() for name in EFFECTS), batch.changed.tolist(), masks)
+        rows = zip(*shared, *self._names(batch.where), *(batch.described[name] for name in DESCRIBED), strict=False)
+        found = [
+            {
+                "reward_terms": t, "cosine": c, "relative_error": e, "flops": f, "flops_ratio": q, "score_change": s,
+                "masked_action": m, "action_mask": a, "instance": i, "layer": k, "rank": r, "value_rank": v,
+                "choice": x,
+            }
+            for t, c, e, f, q, s, m, a, i, k, r, v, x in rows
+        ]  # fmt: skip
+        self._add(found, batch)
+        return found
+
+    def _names(self, where: Integers | None) -> tuple[list[str], list[int]]:
+        """Instance and layer of the lanes."""
+        if where is None:
+            return self._uris, self._layers
+        chosen = where.tolist()
+        return [self._uris[lane] for lane in chosen], [self._layers[lane] for lane in chosen]
+
+    def _add(self, found: list[dict[str, Any]], batch: Batch) -> None:
+        """What only some tasks report."""
+        further: dict[str, list[Any]] = {
+            name: _tolist(values) for name, values in batch.columns.items() if name not in EFFECTS
+        }
+        further |= {name: values for name, values in batch.described.items() if name not in DESCRIBED}
+        for name, values in further.items():
+            for info, value in zip(found, values, strict=True):
+                info[name] = value
+
+    def start_info(self, lane: int) -> dict[str, Any]:
+        """What `reset` says of a lane."""
+        found: dict[str, Any] = {"instance": self._uris[lane], "layer": self._layers[lane]}
+        if self.parameter is not None:
+            found[self.parameter] = float(self.lanes.parameter[lane])
+        found["action_mask"] = self._masks[lane].copy()
+        return found
+
+    def spectrum(self, lane: int) -> Doubles:
+        """Share of the score energy that each rank keeps, up to the segment in front of the lane, (segments, ranks)."""
+        if not self._uris[lane]:
+            return np.empty((0, len(self.world.ranks)))
+        to_full = self.game.store.changes[self.lanes.block[lane], : self.lanes.position[lane] + 1, :, -1]
+        found: Doubles = 1 - to_full * to_full
+        return found
+
+    def state(self, lane: int) -> dict[str, Any]:
+        """A lane as a value: plain JSON."""
+        at = self.lanes
         return {
-            **values,
-            "reward_terms": terms,
-            "rank": cost.rank,
-            "value_rank": cost.value_rank,
-            "choice": executed,
-            "masked_action": executed != choice,
-            "action_mask": mask,
+            "instance": self._uris[lane],
+            "layer": self._layers[lane],
+            "position": int(at.position[lane]),
+            "state": at.state[lane].tolist(),
+            "history": at.history[lane].tolist(),
+            "parameter": float(at.parameter[lane]),
+            "spent": float(at.spent[lane]),
         }
 
-    def layer(self, lane: int) -> int:
-        """The layer a lane plays on."""
-        return self.transitions.store.origin(int(self._block[lane]))[1]
+    def restore(self, lane: int, state: Mapping[str, Any], instance: Instance | None) -> None:
+        """Puts a lane where it was when `state` was taken; the instance is None for one from before any episode."""
+        if instance is None and not self._uris[lane]:
+            return
+        found = _map(self.lanes, np.copy)
+        if instance is not None:
+            found.block[lane] = self.game.store.block(instance, state["layer"])
+        for name in ("layer", "position", "state", "history", "parameter", "spent"):
+            getattr(found, name)[lane] = state[name]
+        self._uris, self._layers = self._uris.copy(), self._layers.copy()
+        self._uris[lane], self._layers[lane] = state["instance"], state["layer"]
+        if state["position"] == self._segments:
+            self.mechanism.prepare(found, lane)
+        self._arrive(found)
 
-    def lane_states(self) -> tuple[Lanes, Lanes, Lanes]:
-        """Blocks, positions and previous choices of all lanes."""
-        return self._block.copy(), self._row % self._segments, self._previous.copy()
+
+DESCRIBED = ("rank", "value_rank", "choice")
+"""What a mechanism says of an executed action, whatever the task."""
+
+
+def _dicts(names: Sequence[str], columns: Sequence[list[float]]) -> list[dict[str, float]]:
+    """A dict per lane; spelt out for the usual numbers of terms, since replayed steps spend their time here."""
+    if len(names) == 3:
+        a, b, c = names
+        return [{a: x, b: y, c: z} for x, y, z in zip(*columns, strict=True)]
+    if len(names) == 2:
+        a, b = names
+        return [{a: x, b: y} for x, y in zip(*columns, strict=True)]
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _tolist(values: Doubles) -> list[float]:
+    found: list[float] = values.tolist()
+    return found
+
+
+def _sum(terms: Sequence[Doubles]) -> Doubles:
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return total
+
+
+def _empty(lanes: int, start: Sequence[int], segments: int, window: int) -> Lanes:
+    zeros = np.zeros(lanes, np.int64)
+    state = np.tile(np.array(start, np.int64), (lanes, 1))
+    history = np.zeros((lanes, WINDOW * window), np.float32)
+    return Lanes(zeros, zeros, np.full(lanes, segments), state, history, np.zeros(lanes), np.zeros(lanes))
+
+
+def _map(lanes: Lanes, function: Callable[[Any], Any]) -> Lanes:
+    return Lanes(**{each.name: function(getattr(lanes, each.name)) for each in fields(lanes)})
 
 
 def pairs(found: Sequence[Instance], layers: Sequence[int]) -> list[tuple[Instance, int]]:

@@ -6,18 +6,18 @@ Worlds are process-wide: every environment with the same measurement shares one,
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from drrl_env.data.instances import Instance, instances, token_ids
-from drrl_env.envs.observation import Layout, entries, layout
+from drrl_env.envs.observation import Layout, layout, static_entries
 from drrl_env.envs.settings import Measurement, check_ranks
-from drrl_env.lowrank.flops import AttentionShape, RankCost
+from drrl_env.lowrank.flops import BASES, AttentionShape, RankCost
 from drrl_env.lowrank.stream import StreamSettings
 from drrl_env.models.calibration import Calibration, calibrate, load_calibration, save_calibration
 from drrl_env.models.language_model import BUNDLED, LanguageModel, bundled_folder, load_language_model
@@ -35,15 +35,24 @@ class World:
         measurement: the settings, ranks resolved.
         model: the language model.
         calibration: its calibrated bases.
-        streams: stream settings per layer (value ranks differ).
+        streams_by_basis: stream settings per layer (value ranks differ), for each kind of basis.
         layout: the observation's layout.
     """
 
     measurement: Measurement
     model: LanguageModel
     calibration: Calibration
-    streams: tuple[StreamSettings, ...]
+    streams_by_basis: Mapping[str, tuple[StreamSettings, ...]]
     layout: Layout
+
+    @cached_property
+    def streams(self) -> tuple[StreamSettings, ...]:
+        """Stream settings per layer in the measurement's basis."""
+        return self.streams_by_basis[self.measurement.basis]
+
+    def streams_of(self, basis: str) -> tuple[StreamSettings, ...]:
+        """Stream settings per layer in a basis, `refreshed` or `calibrated`, whatever the measurement's."""
+        return self.streams_by_basis[basis]
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -87,9 +96,9 @@ def open_world(measurement: Measurement) -> World:
             f"use context={model.context // measurement.segment * measurement.segment}"
         )
     calibration = _calibration(measurement, model)
-    streams = tuple(_stream(measurement, shape, ranks, calibration, layer) for layer in range(model.layers))
+    streams = {basis: _streams(replace(measurement, basis=basis), shape, ranks, calibration) for basis in BASES}
     hidden = int(calibration.embedding_mean.shape[0])
-    found = layout(entries(len(ranks), model.layers, hidden))
+    found = layout(static_entries(measurement.statistics, len(ranks), model.layers, shape, hidden))
     return World(replace(measurement, ranks=ranks), model, calibration, streams, found)
 
 
@@ -98,12 +107,13 @@ def _language_model(name: str) -> LanguageModel:
     return load_language_model(name)
 
 
-def _stream(
-    measurement: Measurement, shape: AttentionShape, ranks: Iterable[int], calibration: Calibration, layer: int
-) -> StreamSettings:
-    table = calibration.value_ranks[measurement.basis][layer].tolist()
-    costs = tuple(RankCost(rank, _value_rank(measurement.value_rank, rank, shape, table)) for rank in ranks)
-    return StreamSettings(shape, costs, measurement.basis)
+def _streams(
+    measurement: Measurement, shape: AttentionShape, ranks: Iterable[int], calibration: Calibration
+) -> tuple[StreamSettings, ...]:
+    """Stream settings of every layer."""
+    tables = calibration.value_ranks[measurement.basis].tolist()
+    costs = [[RankCost(r, _value_rank(measurement.value_rank, r, shape, table)) for r in ranks] for table in tables]
+    return tuple(StreamSettings(shape, tuple(found), measurement.basis) for found in costs)
 
 
 def _value_rank(wanted: str | int | None, rank: int, shape: AttentionShape, balanced: list[int]) -> int:
@@ -134,10 +144,8 @@ def _calibration(measurement: Measurement, model: LanguageModel) -> Calibration:
 
 
 def _fitting(found: Calibration, model: LanguageModel, path: Path) -> Calibration:
-    """The artefact, if its sizes are the model's."""
-    shape = model.shape(1)
-    wanted = (model.layers, shape.kv_heads, shape.dim)
-    if (len(found.layers), *found.layers[0].key.shape[:2]) != wanted:
+    """The artefact, if it was fitted to the model's very weights."""
+    if found.model_digest != model.digest:
         raise ValueError(f"calibration={str(path)!r}: it was fitted to another model; delete it to fit anew")
     return found
 

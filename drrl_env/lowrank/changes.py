@@ -1,4 +1,4 @@
-"""How far the scores move: ‖ΔS‖ between two ranks of a basis and to full rank, in d x d work."""
+"""How far the scores move: ‖ΔS‖ between two ranks, of one basis or of two, and to full rank, in d x d work."""
 
 from __future__ import annotations
 
@@ -37,16 +37,48 @@ class ScoreProducts:
         return (self.total[:, None] - 2 * self.crossed + own).clamp_min(0)
 
 
+@dataclass(frozen=True)
+class Images:
+    """A basis seen through the Grams of a segment: worked out once, it is compared with many others.
+
+    Attributes:
+        basis: the basis.
+        query: G_q P_q, (kv_heads, dim, width), float64.
+        key: G_k P_k, (kv_heads, dim, width), float64.
+        total: ‖S‖², unscaled, (kv_heads,), float64.
+    """
+
+    basis: ScoreBasis
+    query: Tensor
+    key: Tensor
+    total: Tensor
+
+    def inner(self, other: Images) -> Tensor:
+        """⟨S_a, S_b⟩ of truncations of `other` (a) and of this basis (b), (kv_heads, width + 1, width + 1).
+
+        Source: the trace formula of design §2: tr[(P_q1ᵀG_qP_q2)(P_k2ᵀG_kP_k1)] sums (P_q1ᵀG_qP_q2)∘(P_k1ᵀG_kP_k2).
+        """
+        products = (other.basis.query.mT @ self.query) * (other.basis.key.mT @ self.key)
+        return functional.pad(products.cumsum(-1).cumsum(-2), (1, 0, 1, 0))
+
+    @cached_property
+    def products(self) -> ScoreProducts:
+        """The products of this basis with itself and with S."""
+        crossed = functional.pad((self.query * self.key).sum(-2).cumsum(-1), (1, 0))
+        return ScoreProducts(self.inner(self), crossed, self.total, int(self.key.shape[-2]))
+
+
+def images(basis: ScoreBasis, grams: Grams) -> Images:
+    """Both images of a basis, 4d²w FLOPs per key head; every comparison then takes 4dw² more."""
+    return Images(basis, grams.query @ basis.query, grams.key @ basis.key, grams.total)
+
+
 def score_products(basis: ScoreBasis, grams: Grams) -> ScoreProducts:
     """The products every ‖ΔS‖ of a segment follows from, in any basis.
 
     Source: the trace formula of design §2 with G_q and G_k: ⟨S_a, S_b⟩ sums (P_qᵀG_qP_q)∘(P_kᵀG_kP_k).
     """
-    query_image, key_image = grams.query @ basis.query, grams.key @ basis.key
-    products = (basis.query.mT @ query_image) * (basis.key.mT @ key_image)
-    inner = functional.pad(products.cumsum(-1).cumsum(-2), (1, 0, 1, 0))
-    crossed = functional.pad((query_image * key_image).sum(-2).cumsum(-1), (1, 0))
-    return ScoreProducts(inner, crossed, grams.total, int(grams.key.shape[-1]))
+    return images(basis, grams).products
 
 
 def ritz_products(basis: ScoreBasis, grams: Grams) -> ScoreProducts:
@@ -97,3 +129,48 @@ def _with_full(pairs: Tensor, to_full: Tensor, full: Sequence[bool]) -> Tensor:
     column = torch.where(is_full, torch.zeros_like(to_full), to_full)
     mixed = torch.where(is_full[:, None], column[:, None, :], column[:, :, None])
     return torch.where(is_full[:, None] | is_full, mixed, pairs)
+
+
+def cross_changes(
+    first: ScoreBasis, second: ScoreBasis, grams: Grams, ranks_first: Sequence[int], ranks_second: Sequence[int]
+) -> Tensor:
+    """‖S_a − S_b‖_F² between a rank of one basis and a rank of another, in the scores of one segment.
+
+    Args:
+        first: basis of a.
+        second: basis of b; `squared_changes` where it is the first.
+        grams: the Grams of the segment; either basis may come from elsewhere.
+        ranks_first: ranks a, each at most the first basis' width, or dim for full attention (S itself).
+        ranks_second: ranks b, likewise of the second.
+
+    Returns:
+        (kv_heads, ranks a, ranks b), float64, of scores scaled by 1/√dim, exact and unmasked.
+
+    Raises:
+        BasisError: a rank is neither within its basis nor full.
+
+    Source: design §2, rank change: the trace formula for a change of basis.
+    """
+    return image_changes(images(first, grams), images(second, grams), ranks_first, ranks_second)
+
+
+def image_changes(first: Images, second: Images, ranks_first: Sequence[int], ranks_second: Sequence[int]) -> Tensor:
+    """`cross_changes` from images under the same Grams: the cheap path where many bases are compared in pairs."""
+    (own_a, with_a, at_a, full_a), (own_b, with_b, at_b, full_b) = (
+        _side(first, ranks_first),
+        _side(second, ranks_second),
+    )
+    inner = second.inner(first)[:, at_a[:, None], at_b]
+    inner = torch.where(full_b, with_a[:, :, None], inner)
+    inner = torch.where(full_a[:, None], with_b[:, None, :], inner)
+    return (own_a[:, :, None] + own_b[:, None, :] - 2 * inner).clamp_min(0) / first.products.dim
+
+
+def _side(found: Images, ranks: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of every rank: ‖S_a‖² and ⟨S, S_a⟩, each (kv_heads, ranks), its columns (0 for full), and whether it is full."""
+    products = found.products
+    _check_ranks(ranks, found.basis.width, products.dim)
+    full = torch.tensor([rank >= products.dim for rank in ranks])
+    columns = torch.tensor([rank if rank < products.dim else 0 for rank in ranks])
+    own, total = products.inner[:, columns, columns], products.total[:, None]
+    return torch.where(full, total, own), torch.where(full, total, products.crossed[:, columns]), columns, full

@@ -1,16 +1,22 @@
-"""The FLOPs account: one function counts what a segment of attention costs, completely.
+"""The FLOPs account: what a segment of attention costs, completely.
 
-A multiply and an add are two FLOPs; the softmax is counted on neither side. Every term is per key head
-(a key head serves `groups` query heads) and is multiplied by the number of key heads at the end.
+A multiply and an add are two FLOPs; the softmax is counted on neither side. A segment's cost has three parts, each
+written down once: the *query side* of every query head, the *key side* of every key head (which serves `groups`
+query heads), and the *update* of a key head's basis. `segment_flops` adds them up where all heads run at one rank,
+`mixed_flops` where each has its own, `kind_flops` where a basis may be kept; all parts but a warm step's d³/3 are
+whole or half numbers, so that a sum does not depend on its order.
 Source of every term: the table of design §2.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 BASES = ("refreshed", "calibrated")
 """Where a segment's score basis comes from; see `drrl_env.lowrank.bases`."""
+KINDS = ("calibrated", "kept", "refreshed")
+"""The same where it may also be the one of the last refresh, gone stale."""
 
 
 @dataclass(frozen=True)
@@ -59,15 +65,25 @@ def _cold_flops(dim: int, width: int) -> float:
     return 13 * dim**3 + dim**2 * width
 
 
-def _gram_flops(shape: AttentionShape) -> float:
-    """Both Gram updates of one segment, per key head: G_k 2Td², G_q 2gTd²."""
-    return 2 * shape.segment * shape.dim**2 * (1 + shape.groups)
+def _gram_flops(shape: AttentionShape, missed: int = 1) -> float:
+    """Both Gram updates, per key head: G_k 2Td² for every segment it takes in, G_q 2gTd² for this one."""
+    return 2 * shape.segment * shape.dim**2 * (missed + shape.groups)
+
+
+def update_flops(shape: AttentionShape, width: int, missed: int = 1) -> float:
+    """Gram updates and the basis of one segment, one key head.
+
+    Args:
+        width: columns of the basis.
+        missed: segments since the last refresh, this one included: G_k takes all of them in.
+    """
+    method = _warm_flops if decomposition_method(shape.dim, width) == "warm" else _cold_flops
+    return _gram_flops(shape, missed) + method(shape.dim, width)
 
 
 def decomposition_flops(shape: AttentionShape, width: int) -> float:
     """Gram updates and the basis of one segment, all key heads."""
-    method = _warm_flops if decomposition_method(shape.dim, width) == "warm" else _cold_flops
-    return shape.kv_heads * (_gram_flops(shape) + method(shape.dim, width))
+    return shape.kv_heads * update_flops(shape, width)
 
 
 def basis_flops(shape: AttentionShape, width: int, basis: str) -> float:
@@ -78,18 +94,17 @@ def basis_flops(shape: AttentionShape, width: int, basis: str) -> float:
     """
     if basis == "refreshed":
         return decomposition_flops(shape, width)
-    products = 4 * shape.dim**2 * width + 4 * shape.dim * width**2
-    return shape.kv_heads * (_gram_flops(shape) + products)
+    return shape.kv_heads * _gram_flops(shape) + product_flops(shape, width)
+
+
+def product_flops(shape: AttentionShape, width: int) -> float:
+    """Energies of a basis that brings none of its own, from `changes.score_products`, all key heads."""
+    return shape.kv_heads * (4 * shape.dim**2 * width + 4 * shape.dim * width**2)
 
 
 def energy_flops(shape: AttentionShape, width: int) -> float:
     """Energies of every candidate rank, given the basis."""
     return shape.kv_heads * (2 * shape.dim**2 + width)
-
-
-def full_flops(shape: AttentionShape, position: int) -> float:
-    """Full attention of one segment, all heads: 2gTn̄(d + d_v)."""
-    return shape.heads * 2 * shape.segment * shape.visible(position) * (shape.dim + shape.value_dim)
 
 
 @dataclass(frozen=True)
@@ -105,10 +120,59 @@ class RankCost:
     value_rank: int
 
 
+def full_flops(shape: AttentionShape, position: int) -> float:
+    """Full attention of one segment, all heads: 2gTn̄(d + d_v)."""
+    return shape.heads * query_side_flops(shape, position, RankCost(shape.dim, shape.value_dim))
+
+
+def query_side_flops(shape: AttentionShape, position: int, cost: RankCost) -> float:
+    """FLOPs of one query head: scores and values, query projection, back through P_vᵀ; full attention at rank dim."""
+    pairs = 2 * shape.segment * shape.visible(position)
+    if cost.rank >= shape.dim:
+        return pairs * (shape.dim + shape.value_dim)
+    back = cost.value_rank if cost.value_rank < shape.value_dim else 0
+    turned = shape.dim * cost.rank + shape.value_dim * back
+    return pairs * (cost.rank + cost.value_rank) + 2 * shape.segment * turned
+
+
+def projected_columns(shape: AttentionShape, costs: Iterable[RankCost]) -> RankCost:
+    """Columns of k P_k and of v P_v that one key head holds once its query heads have run at these costs.
+
+    "Where the ranks of a group differ, the key side pays for the largest" (design §2), of those that project at all:
+    full attention projects nothing, full values no value column. Zero where nothing is projected.
+    """
+    reduced = [cost for cost in costs if cost.rank < shape.dim]
+    values = [cost.value_rank for cost in reduced if cost.value_rank < shape.value_dim]
+    return RankCost(max((cost.rank for cost in reduced), default=0), max(values, default=0))
+
+
+def key_side_flops(shape: AttentionShape, position: int, columns: RankCost, cached: RankCost, kind: str) -> float:
+    """FLOPs of projecting one key head's keys and values: new rows, and for old rows what is not cached.
+
+    Args:
+        shape: sizes of the layer.
+        position: segment number, from 0.
+        columns: what the group needs, from `projected_columns`; `RankCost(0, 0)` if all of it is full.
+        cached: what is there for every old row, in this segment's very basis.
+        kind: of `KINDS`; a refreshed basis is new, so every key is projected anew whatever is cached.
+
+    Returns:
+        FLOPs; the update of a refreshed basis is not among them.
+    """
+    held = 0 if kind == "refreshed" else cached.rank
+    keys = _projection(shape, position, shape.dim, columns.rank, held)
+    return keys + _projection(shape, position, shape.value_dim, columns.value_rank, cached.value_rank)
+
+
+def _projection(shape: AttentionShape, position: int, dim: int, columns: int, cached: int) -> float:
+    old = shape.keys(position) - shape.segment
+    return 2 * dim * (shape.segment * columns + old * max(0, columns - cached))
+
+
 def segment_flops(
     shape: AttentionShape, position: int, chosen: RankCost, previous: RankCost, basis: str, width: int
 ) -> float:
-    """FLOPs of one segment's attention at the chosen rank, update and projections included.
+    """FLOPs of one segment's attention at one rank for all heads, update and projections included.
 
     Args:
         shape: sizes of the layer.
@@ -122,49 +186,104 @@ def segment_flops(
     Returns:
         FLOPs over all heads.
     """
-    if chosen.rank >= shape.dim:
-        return full_flops(shape, position)
-    cached = _cached(shape, previous)
-    per_head = (
-        _score_and_value(shape, position, chosen)
-        + _query_projection(shape, chosen.rank)
-        + _key_projection(shape, position, chosen.rank, cached.rank, basis)
-        + _value_projection(shape, position, chosen.value_rank, cached.value_rank)
-    )
-    update = decomposition_flops(shape, width) if basis == "refreshed" else 0.0
-    return shape.kv_heads * per_head + update
+    _check_name("basis", basis, BASES)
+    return kind_flops(shape, position, chosen, basis, previous, basis, True, width)
 
 
-def _cached(shape: AttentionShape, previous: RankCost) -> RankCost:
-    """Projected columns of every key so far that the last executed segment left behind."""
-    if previous.rank >= shape.dim:
-        return RankCost(0, 0)
-    return RankCost(previous.rank, previous.value_rank if previous.value_rank < shape.value_dim else 0)
+def kind_flops(
+    shape: AttentionShape,
+    position: int,
+    chosen: RankCost,
+    kind: str,
+    previous: RankCost,
+    previous_kind: str,
+    same_basis: bool,
+    width: int,
+    missed: int = 1,
+) -> float:
+    """FLOPs of one segment where the basis may be calibrated, kept from the last refresh, or refreshed.
+
+    A refreshed basis costs its update and re-projects every key. A kept one costs no update, and projects new rows and
+    added columns only if what is cached was projected in that very basis; coming from the calibrated one, or from
+    another refresh, every key is projected. The calibrated one likewise. P_v is fixed, so cached value columns carry
+    over whatever the kinds. Full rank is full attention in any kind: no update, nothing cached after it.
+
+    Args:
+        shape: sizes of the layer.
+        position: segment number, from 0.
+        chosen: rank and value rank to execute, all heads alike.
+        kind: of `KINDS`.
+        previous: rank and value rank of the last executed segment.
+        previous_kind: its kind; of no account after full rank.
+        same_basis: whether a kept or refreshed previous segment ran in the basis that is kept now.
+        width: columns of the refreshed basis.
+        missed: segments since the last refresh, this one included, at least 1: a refresh takes their keys into G_k.
+
+    Returns:
+        FLOPs over all heads.
+
+    Raises:
+        ValueError: an unknown kind, or `missed` below 1.
+    """
+    _check_name("kind", kind, KINDS)
+    _check_name("previous_kind", previous_kind, KINDS)
+    if missed < 1:
+        raise ValueError(f"missed={missed}: a refresh takes in this segment's own keys at least; use 1 or more")
+    columns, cached = projected_columns(shape, [chosen]), projected_columns(shape, [previous])
+    if (kind == "calibrated") != (previous_kind == "calibrated") or (kind == "kept" and not same_basis):
+        cached = RankCost(0, cached.value_rank)
+    queries = shape.groups * query_side_flops(shape, position, chosen)
+    run = shape.kv_heads * (queries + key_side_flops(shape, position, columns, cached, kind))
+    update = shape.kv_heads * update_flops(shape, width, missed) if kind == "refreshed" and columns.rank else 0.0
+    return run + update
 
 
-def _score_and_value(shape: AttentionShape, position: int, chosen: RankCost) -> float:
-    return 2 * shape.groups * shape.segment * shape.visible(position) * (chosen.rank + chosen.value_rank)
+def mixed_flops(
+    shape: AttentionShape,
+    position: int,
+    chosen: Sequence[RankCost],
+    previous: Sequence[RankCost],
+    basis: str,
+    width: int,
+) -> float:
+    """FLOPs of one segment whose query heads run at ranks of their own; `segment_flops` where they are all alike.
+
+    A key head pays for the largest reduced rank of its group, and for the largest reduced value rank; one whose group
+    is all full pays no update. The last segment's largest reduced ranks are what it has cached.
+
+    Args:
+        shape: sizes of the layer.
+        position: segment number, from 0.
+        chosen: rank and value rank of every query head, (heads,); those of a group are neighbours.
+        previous: those of the last executed segment, (heads,).
+        basis: `refreshed` or `calibrated`.
+        width: columns of the refreshed basis.
+
+    Returns:
+        FLOPs over all heads.
+
+    Raises:
+        ValueError: an unknown basis, or not one cost per query head.
+    """
+    _check_name("basis", basis, BASES)
+    needed, cached = _by_key_head(shape, "chosen", chosen), _by_key_head(shape, "previous", previous)
+    run = sum(query_side_flops(shape, position, cost) for cost in chosen)
+    pairs = zip(needed, cached, strict=True)
+    run += sum(key_side_flops(shape, position, columns, held, basis) for columns, held in pairs)
+    updates = sum(columns.rank > 0 for columns in needed) if basis == "refreshed" else 0
+    return run + updates * update_flops(shape, width)
 
 
-def _query_projection(shape: AttentionShape, rank: int) -> float:
-    return 2 * shape.groups * shape.segment * shape.dim * rank
+def _by_key_head(shape: AttentionShape, name: str, costs: Sequence[RankCost]) -> list[RankCost]:
+    """Projected columns of every key head."""
+    if len(costs) != shape.heads:
+        raise ValueError(f"{name}: {len(costs)} costs; the layer has {shape.heads} query heads, give one for each")
+    return [projected_columns(shape, costs[at : at + shape.groups]) for at in range(0, shape.heads, shape.groups)]
 
 
-def _key_projection(shape: AttentionShape, position: int, rank: int, cached: int, basis: str) -> float:
-    """A refreshed basis re-projects every key; a kept one only new rows and added columns."""
-    keys = shape.keys(position)
-    if basis == "refreshed":
-        return 2 * keys * shape.dim * rank
-    return 2 * shape.segment * shape.dim * rank + 2 * (keys - shape.segment) * shape.dim * max(0, rank - cached)
-
-
-def _value_projection(shape: AttentionShape, position: int, value_rank: int, cached: int) -> float:
-    """New rows and added columns into the value basis, and the output back out of it; nothing at full values."""
-    if value_rank >= shape.value_dim:
-        return 0.0
-    old = shape.keys(position) - shape.segment
-    into = 2 * shape.segment * shape.value_dim * value_rank + 2 * old * shape.value_dim * max(0, value_rank - cached)
-    return into + 2 * shape.groups * shape.segment * value_rank * shape.value_dim
+def _check_name(argument: str, found: str, known: Sequence[str]) -> None:
+    if found not in known:
+        raise ValueError(f"{argument}={found!r}: must be one of {', '.join(map(repr, known))}")
 
 
 def cache_bytes(shape: AttentionShape, position: int, chosen: RankCost, basis: str, itemsize: int = 2) -> int:

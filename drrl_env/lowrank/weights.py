@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+MATRICES = ("W_Q", "W_K", "W_V")
+"""Matrices of a layer that statistics are of, in this order."""
 WEIGHT_STATISTICS = ("mean", "deviation", "alpha")
 """Per matrix, in this order: 10·mean, √fan_in·standard deviation, (α − 2)/4."""
 
@@ -18,17 +21,18 @@ def heavy_tail_exponent(weight: Tensor) -> float:
     maximum-likelihood estimate there.
 
     Args:
-        weight: (outputs, inputs), at least two non-zero singular values.
+        weight: (outputs, inputs).
 
     Returns:
-        α > 1; heavy-tailed (well-trained) layers have 2 to 6.
+        α > 1; heavy-tailed (well-trained) layers have 2 to 6. Infinite where fewer than two singular values differ
+        from zero: there is no tail.
 
     Source: Clauset, Shalizi & Newman 2009; HTSR/SETOL (Martin & Mahoney).
     """
     spectrum = torch.linalg.svdvals(weight.double()).square().sort().values
     logs = spectrum[spectrum > 1e-12 * spectrum[-1]].log()
     fits = [_tail_fit(logs[start:]) for start in range(len(logs) - 1)]
-    return min(fits)[1]
+    return min(fits, default=(0.0, math.inf))[1]
 
 
 def _tail_fit(logs: Tensor) -> tuple[float, float]:

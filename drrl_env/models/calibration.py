@@ -44,6 +44,7 @@ class Calibration:
         weights: weight statistics per layer, (layers, 9); see `lowrank.weights.WEIGHT_STATISTICS`, Q, K, V.
         embedding_mean: (hidden,).
         embedding_components: (hidden, 16), scaled so that a token's coordinates have unit variance.
+        model_digest: digest of the weights it was fitted to; see `LanguageModel.digest`.
     """
 
     layers: tuple[LayerBases, ...]
@@ -51,6 +52,7 @@ class Calibration:
     weights: Tensor
     embedding_mean: Tensor
     embedding_components: Tensor
+    model_digest: str
 
     def digest(self) -> str:
         """SHA-256 of every tensor, first 16 hex digits."""
@@ -82,7 +84,7 @@ def calibrate(model: LanguageModel, texts: Sequence[Tensor], segment: int, progr
     weights = [weight_statistics(projection_weights(model.network, index)) for index in range(len(bases))]
     mean, components = sums.embedding_components()
     ranks = {kind: torch.stack(rows) for kind, rows in kinds.items()}
-    return Calibration(bases, ranks, torch.stack(weights).float(), mean, components)
+    return Calibration(bases, ranks, torch.stack(weights).float(), mean, components, model.digest)
 
 
 class _Sums:
@@ -199,34 +201,35 @@ def _to_tensors(calibration: Calibration) -> dict[str, Tensor]:
 
 
 def save_calibration(calibration: Calibration, path: Path) -> None:
-    """Writes the artefact as safetensors, atomically, its digest in the metadata."""
+    """Writes the artefact as safetensors, atomically, its digest and that of the model's weights in the metadata."""
     # Workers that start together all fit the same artefact: each needs a partial file of its own.
     partial = path.with_suffix(f".{os.getpid()}.partial")
-    save_file(_to_tensors(calibration), partial, metadata={"digest": calibration.digest()})
+    metadata = {"digest": calibration.digest(), "model": calibration.model_digest}
+    save_file(_to_tensors(calibration), partial, metadata=metadata)
     partial.replace(path)
 
 
 def load_calibration(path: Path) -> Calibration:
-    """Reads an artefact and compares it with the digest written beside it.
+    """Reads an artefact and compares it with the digest written beside it; whose weights it is for, the caller checks.
 
     Raises:
         ValueError: the file is damaged; one line with the remedy.
     """
     try:
         with safe_open(path, "pt") as file:
-            digest = (file.metadata() or {}).get("digest")
-            found = _from_tensors({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+            facts = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        found = _from_tensors(tensors, facts["model"])
     except (SafetensorError, OSError, KeyError) as error:
         raise ValueError(f"calibration={str(path)!r}: the file is damaged ({error}); delete it to fit anew") from error
-    if found.digest() != digest:
+    if found.digest() != facts.get("digest"):
         raise ValueError(f"calibration={str(path)!r}: the file has changed since it was written; delete it to fit anew")
     return found
 
 
-def _from_tensors(tensors: dict[str, Tensor]) -> Calibration:
+def _from_tensors(tensors: dict[str, Tensor], model_digest: str) -> Calibration:
     count = sum(name.endswith(".query") for name in tensors)
     layers = [LayerBases(tensors[f"{i}.query"], tensors[f"{i}.key"], tensors[f"{i}.value"]) for i in range(count)]
     ranks = {kind: tensors[f"value_ranks.{kind}"] for kind in BASES}
-    return Calibration(
-        tuple(layers), ranks, tensors["weights"], tensors["embedding_mean"], tensors["embedding_components"]
-    )
+    mean, components = tensors["embedding_mean"], tensors["embedding_components"]
+    return Calibration(tuple(layers), ranks, tensors["weights"], mean, components, model_digest)

@@ -7,7 +7,7 @@ architecture that supports the interface calls with q, k and v as its attention 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -34,17 +34,26 @@ class Recording:
     layers: dict[int, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
 
 
+Driver = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
+"""Computes attention in the model's stead: of an attention module, queries (heads, tokens, dim) whose scores are
+q kᵀ/√dim, keys (kv_heads, tokens, dim) and values (kv_heads, tokens, value_dim), to (heads, tokens, value_dim)."""
+
+# Context variables, not globals: what one thread records or drives is none of another's business.
 _RECORDING: ContextVar[Recording | None] = ContextVar("drrl_recording", default=None)
+_DRIVER: ContextVar[Driver | None] = ContextVar("drrl_driver", default=None)
 
 
 def _attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
-    """SDPA that shows its inputs to the recording in force, if there is one."""
-    recording = _RECORDING.get()
+    """SDPA that shows its inputs to the recording in force, if there is one, and gives way to a driver."""
+    recording, driver = _RECORDING.get(), _DRIVER.get()
+    if recording is None and driver is None:
+        return sdpa_attention_forward(module, query, key, value, *args, **kwargs)
+    shown = _as_plain_scores(query[0], kwargs).contiguous(), key[0].contiguous(), value[0].contiguous()
     if recording is not None:
-        index = int(module.layer_idx)  # type: ignore[arg-type]
-        shown = _as_plain_scores(query[0], kwargs)
-        recording.layers[index] = (shown.contiguous(), key[0].contiguous(), value[0].contiguous())
-    return sdpa_attention_forward(module, query, key, value, *args, **kwargs)
+        recording.layers[int(module.layer_idx)] = shown  # type: ignore[arg-type]
+    if driver is None:
+        return sdpa_attention_forward(module, query, key, value, *args, **kwargs)
+    return driver(module, *shown).transpose(0, 1)[None].contiguous(), None
 
 
 def _as_plain_scores(query: Tensor, kwargs: dict[str, Any]) -> Tensor:
@@ -75,6 +84,19 @@ def recording() -> Iterator[Recording]:
         yield found
     finally:
         _RECORDING.reset(token)
+
+
+@contextmanager
+def driving(driver: Driver) -> Iterator[None]:
+    """While open, the attention of every forward pass of a batch of one is computed by `driver`.
+
+    The mask that transformers makes is not passed on: a driver knows which keys its queries may see.
+    """
+    token = _DRIVER.set(driver)
+    try:
+        yield
+    finally:
+        _DRIVER.reset(token)
 
 
 def attention_modules(network: PreTrainedModel) -> list[nn.Module]:
@@ -125,6 +147,12 @@ def capture(network: PreTrainedModel, token_ids: Tensor) -> Capture:
         logits = network(input_ids=token_ids[None], use_cache=False).logits[0]
     if not found.layers:
         raise ValueError("model: this architecture does not call transformers' AttentionInterface; use another")
-    scores = torch.log_softmax(logits[:-1].float(), dim=-1).gather(-1, token_ids[1:, None])[:, 0]
+    scores = token_log_likelihood(logits[:-1], token_ids[1:])
     embeddings: Tensor = network.get_input_embeddings()(token_ids)
     return Capture(tuple(found.layers[index] for index in sorted(found.layers)), embeddings, scores)
+
+
+def token_log_likelihood(logits: Tensor, targets: Tensor) -> Tensor:
+    """Log-likelihood of each target, nats, (tokens,), from logits (tokens, vocabulary) in float32."""
+    found: Tensor = torch.log_softmax(logits.float(), dim=-1).gather(-1, targets[:, None])[:, 0]
+    return found

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from drrl_env.envs.simulator import Observation
+from drrl_env.envs.play import Observation
 
 Choices = NDArray[np.int64]
 Masks = NDArray[np.bool_]

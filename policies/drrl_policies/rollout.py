@@ -9,10 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drrl_env.data.instances import Instance
+from drrl_env.envs.game import Game
+from drrl_env.envs.mechanism import Integers
 from drrl_env.envs.observation import needs_basis, observing_flops
 from drrl_env.envs.oracle import normalised_score
+from drrl_env.envs.play import Batch, Episode
+from drrl_env.envs.predictor import evidence_flops
 from drrl_env.envs.simulator import Simulator
-from drrl_env.envs.transitions import COLUMNS, Transitions
 from drrl_env.lowrank.flops import basis_flops, cache_bytes, energy_flops
 from drrl_policies.base import Policy, Situation
 
@@ -27,7 +30,9 @@ class Rollout:
     Attributes:
         policy: its name.
         pairs: the episodes' (instance, layer).
-        numbers: `transitions.COLUMNS` of every step, (episodes, segments, columns).
+        rewards: of every step, (episodes, segments).
+        terms: terms of the reward of every step, by name, (episodes, segments) each.
+        columns: what else every step reports, by name, (episodes, segments) each.
         executed: choice carried out, (episodes, segments).
         wanted: choice asked for, (episodes, segments).
         overhead: FLOPs of observing and deciding, per episode, (episodes,).
@@ -36,71 +41,87 @@ class Rollout:
 
     policy: str
     pairs: tuple[Pair, ...]
-    numbers: Doubles
+    rewards: Doubles
+    terms: dict[str, Doubles]
+    columns: dict[str, Doubles]
     executed: NDArray[np.int64]
     wanted: NDArray[np.int64]
     overhead: Doubles
     cache_ratio: Doubles
 
-    def column(self, name: str) -> Doubles:
-        """One of `COLUMNS`, (episodes, segments)."""
-        found: Doubles = self.numbers[..., COLUMNS.index(name)]
-        return found
-
     @property
     def returns(self) -> Doubles:
         """Return of every episode, (episodes,)."""
-        found: Doubles = self.column("reward").sum(-1)
+        found: Doubles = self.rewards.sum(-1)
         return found
 
     def total_ratio(self, mean_full: float) -> Doubles:
         """FLOPs of attention, observing and deciding over full attention's, per episode."""
-        found: Doubles = (self.column("flops").sum(-1) + self.overhead) / (mean_full * self.numbers.shape[1])
+        found: Doubles = (self.columns["flops"].sum(-1) + self.overhead) / (mean_full * self.rewards.shape[1])
         return found
 
 
-def rollout(policy: Policy, transitions: Transitions, pairs: Sequence[Pair]) -> Rollout:
+def rollout(policy: Policy, game: Game, pairs: Sequence[Pair], parameters: Doubles | None = None) -> Rollout:
     """Plays one episode per (instance, layer), all in lanes; measures what was never measured.
 
     Args:
         policy: the policy.
-        transitions: the task's tables.
+        game: the task's game, of one rank per layer.
         pairs: (instance, layer) of each episode.
+        parameters: what the task draws for each, (episodes,); zeros where it draws nothing.
     """
-    simulator = Simulator(transitions, len(pairs))
-    for lane, (instance, layer) in enumerate(pairs):
-        simulator.start(lane, instance, layer)
-    steps = [_play(policy, simulator) for _ in range(transitions.world.segments)]
-    numbers, executed, wanted = (np.stack(parts, axis=1) for parts in zip(*steps, strict=True))
-    overhead = _overhead(policy, transitions, executed)
-    ratio = _cache_ratio(transitions, pairs, executed)
-    return Rollout(policy.name, tuple(pairs), numbers, executed, wanted, overhead, ratio)
+    simulator = Simulator(game, len(pairs))
+    drawn = np.zeros(len(pairs)) if parameters is None else parameters
+    simulator.begin(range(len(pairs)), [Episode(*pair, float(x)) for pair, x in zip(pairs, drawn, strict=True)])
+    steps = [_play(policy, simulator) for _ in range(game.world.segments)]
+    batches = [batch for batch, _ in steps]
+    executed = np.stack([batch.actions[:, 0] for batch in batches], axis=1)
+    return Rollout(
+        policy.name,
+        tuple(pairs),
+        np.stack([batch.rewards for batch in batches], axis=1),
+        _stacked([dict(batch.terms) for batch in batches]),
+        _stacked([dict(batch.columns) for batch in batches]),
+        executed,
+        np.stack([wanted for _, wanted in steps], axis=1),
+        _overhead(policy, game, executed),
+        _cache_ratio(game, pairs, executed),
+    )
 
 
-def _play(policy: Policy, simulator: Simulator) -> tuple[Doubles, NDArray[np.int64], NDArray[np.int64]]:
+def _play(policy: Policy, simulator: Simulator) -> tuple[Batch, Integers]:
     wanted = policy.choose(look(simulator))
-    batch = simulator.step(wanted)
-    return batch.numbers, batch.executed, wanted
+    return simulator.step(wanted[:, None]), wanted
+
+
+def _stacked(steps: Sequence[dict[str, Doubles]]) -> dict[str, Doubles]:
+    """Name to (episodes, segments)."""
+    return {name: np.stack([step[name] for step in steps], axis=1) for name in steps[0]}
 
 
 def look(simulator: Simulator) -> Situation:
     """What is in front of the lanes now."""
-    return Situation(simulator.observe(), simulator.masks(), *simulator.lane_states())
+    at = simulator.lanes
+    position = np.minimum(at.position, simulator.world.segments - 1)
+    return Situation(simulator.observe(), simulator.masks(), at.block.copy(), position, at.state[:, 0].copy())
 
 
-def _overhead(policy: Policy, transitions: Transitions, executed: NDArray[np.int64]) -> Doubles:
+def _overhead(policy: Policy, game: Game, executed: NDArray[np.int64]) -> Doubles:
     """FLOPs of observing and deciding of every episode.
 
-    A refreshed basis that attention has paid for is not paid for again; at full segments it is. The paper's
-    guard looks at the energies too, so under it every policy pays for them.
+    A refreshed basis that attention has paid for is not paid for again; at full segments it is. A guard looks at
+    the energies too, and the conformal one at evidence beyond them, so under it every policy pays for that.
     """
-    world, (episodes, segments) = transitions.world, executed.shape
+    world, (episodes, segments) = game.world, executed.shape
     entries, reads = world.layout.entries, policy.reads
-    guarded = transitions.rules.guard.kind != "off"
+    guard = game.rules.guard.kind
+    guarded = guard != "off"
     width, basis = world.streams[0].width, world.measurement.basis
     each = observing_flops(entries, reads, world.shape, width) + policy.deciding_flops
     if guarded and not needs_basis(entries, reads):
         each += energy_flops(world.shape, width)
+    if guard == "conformal":
+        each += evidence_flops(world.shape)
     unpaid = np.full(episodes, float(segments))
     if basis == "refreshed":
         unpaid = (executed == len(world.ranks) - 1).sum(-1).astype(float)
@@ -109,9 +130,9 @@ def _overhead(policy: Policy, transitions: Transitions, executed: NDArray[np.int
     return np.zeros(episodes) if policy.privileged and not guarded else found
 
 
-def _cache_ratio(transitions: Transitions, pairs: Sequence[Pair], executed: NDArray[np.int64]) -> Doubles:
+def _cache_ratio(game: Game, pairs: Sequence[Pair], executed: NDArray[np.int64]) -> Doubles:
     """KV-cache bytes read over full attention's, per episode."""
-    world = transitions.world
+    world = game.world
     basis = world.measurement.basis
     table = np.array(
         [

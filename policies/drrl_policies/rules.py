@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from drrl_env.envs.simulator import Observation
+from drrl_env.envs.play import Observation
 from drrl_policies.base import Choices, Policy, Situation
 
 
@@ -41,7 +41,7 @@ class Full(Fixed):
 
 
 class Random(Policy):
-    """Uniform among the allowed ranks; its exact expected return is `oracle.random_return`.
+    """Uniform among the allowed ranks; its exact expected return is `processes.random_return`.
 
     Args:
         seed: seed of its choices.

@@ -14,27 +14,48 @@ from torch import Tensor, nn
 
 from drrl_env.envs.observation import CHUNKS, COMPONENTS, WINDOW
 
+PAST, CONTEXT = ("window", "window_ranks"), ("layer", "tokens", "previous_rank")
+"""Entries that tokens other than this segment's are made of."""
+PRESENT = ("segment", "energy", "position")
+"""Entries that this segment's token begins with; whatever else is observed follows them."""
+
 
 class TransformerExtractor(BaseFeaturesExtractor):
     """Tokens: the window of past segments, this segment, the layer, the text, the previous rank.
 
+    A token whose entries are not observed is left out. Entries of other names (a tolerance, a budget), and a text that
+    is not made of chunk means alone, become further inputs of this segment's token.
+
     Args:
-        observation_space: the environment's Dict.
+        observation_space: the environment's Dict of 1-D boxes. `window_ranks` has `WINDOW` numbers for each head that
+            has a rank of its own, slot by slot.
         features_dim: width of the tokens and of the result.
         heads: attention heads.
         blocks: encoder layers.
+
+    Raises:
+        ValueError: an entry is not one-dimensional, or a window cannot be cut into `WINDOW` slots.
     """
 
     def __init__(self, observation_space: spaces.Dict, features_dim: int = 64, heads: int = 4, blocks: int = 2) -> None:
         super().__init__(observation_space, features_dim)
-        size = {name: int(space.shape[0]) for name, space in observation_space.spaces.items() if space.shape}
-        self._statistics = size["segment"]
-        self.past = nn.Linear(size["segment"] + 1, features_dim)
-        self.present = nn.Linear(size["segment"] + size["energy"] + 1, features_dim)
-        self.layer = nn.Linear(size["layer"], features_dim)
-        self.text = nn.Conv1d(COMPONENTS, features_dim, kernel_size=3, padding=1)
-        self.rank = nn.Linear(size["previous_rank"], features_dim, bias=False)
-        self.slots = nn.Parameter(0.02 * torch.randn(WINDOW + 4, features_dim))
+        size = _sizes(observation_space)
+        convolved = size.get("tokens") == CHUNKS * COMPONENTS
+        self._context = tuple(name for name in CONTEXT if name in size and (name != "tokens" or convolved))
+        self._window = tuple(name for name in PAST if name in size)
+        others = sorted(name for name in size if name not in (*PRESENT, *PAST, *self._context))
+        self._present_inputs = (*(name for name in PRESENT if name in size), *others)
+        if self._window:
+            self.past = nn.Linear(sum(size[name] for name in self._window) // WINDOW, features_dim)
+        self.present = nn.Linear(sum(size[name] for name in self._present_inputs), features_dim)
+        if "layer" in size:
+            self.layer = nn.Linear(size["layer"], features_dim)
+        if convolved:
+            self.text = nn.Conv1d(COMPONENTS, features_dim, kernel_size=3, padding=1)
+        if "previous_rank" in size:
+            self.rank = nn.Linear(size["previous_rank"], features_dim, bias=False)
+        self._here = WINDOW if self._window else 0
+        self.slots = nn.Parameter(0.02 * torch.randn(self._here + 1 + len(self._context), features_dim))
         block = nn.TransformerEncoderLayer(
             features_dim, heads, 2 * features_dim, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
         )
@@ -42,32 +63,59 @@ class TransformerExtractor(BaseFeaturesExtractor):
 
     def forward(self, observations: dict[str, Tensor]) -> Tensor:
         """The encoded token of this segment, (lanes, features_dim)."""
-        tokens = torch.cat([self._past(observations), self._present(observations)], dim=1)
+        tokens = self._present(observations)
+        if self._window:
+            tokens = torch.cat([self._past(observations), tokens], dim=1)
         encoded = self.encoder(tokens + self.slots, src_key_padding_mask=self._padding(observations))
-        found: Tensor = encoded[:, WINDOW]
+        found: Tensor = encoded[:, self._here]
         return found
 
     def _past(self, observations: dict[str, Tensor]) -> Tensor:
-        window = observations["window"].reshape(-1, WINDOW, self._statistics)
-        found: Tensor = self.past(torch.cat([window, observations["window_ranks"][..., None]], dim=-1))
+        """The last segments, (lanes, WINDOW, features_dim)."""
+        slots = [_slots(observations[name]) for name in self._window]
+        found: Tensor = self.past(torch.cat(slots, dim=-1))
         return found
 
     def _present(self, observations: dict[str, Tensor]) -> Tensor:
-        """This segment, the layer, its text and the previous rank, (lanes, 4, features_dim).
+        """This segment, the layer, its text and the previous rank, (lanes, up to 4, features_dim).
 
-        The segment's token begins as the sum of all four, so that what decides most is there before attention has
-        learned where to look.
+        The segment's token begins as the sum of all, so that what decides most is there before attention has learned
+        where to look.
         """
-        here = torch.cat([observations["segment"], observations["energy"], observations["position"]], dim=-1)
-        text = observations["tokens"].reshape(-1, CHUNKS, COMPONENTS).mT
-        summary = nn.functional.gelu(self.text(text)).mean(-1)
-        context = [self.layer(observations["layer"]), summary, self.rank(observations["previous_rank"])]
+        here = torch.cat([observations[name] for name in self._present_inputs], dim=-1)
+        context = [self._context_token(name, observations[name]) for name in self._context]
         return torch.stack([self.present(here) + sum(context), *context], dim=1)
 
-    def _padding(self, observations: dict[str, Tensor]) -> Tensor:
-        """True where a window slot lies before the first segment, (lanes, tokens)."""
-        absent = observations["window_ranks"] == 0
-        return torch.cat([absent, absent.new_zeros(len(absent), 4)], dim=1)
+    def _context_token(self, name: str, rows: Tensor) -> Tensor:
+        """The token of an entry, (lanes, features_dim)."""
+        if name == "tokens":
+            text: Tensor = self.text(rows.reshape(-1, CHUNKS, COMPONENTS).mT)
+            return nn.functional.gelu(text).mean(-1)
+        found: Tensor = (self.layer if name == "layer" else self.rank)(rows)
+        return found
+
+    def _padding(self, observations: dict[str, Tensor]) -> Tensor | None:
+        """True where a window slot lies before the first segment, (lanes, tokens); None without a window."""
+        if not self._window:
+            return None
+        absent = (_slots(observations[self._window[-1]]) == 0).all(-1)
+        return torch.cat([absent, absent.new_zeros(len(absent), 1 + len(self._context))], dim=1)
+
+
+def _sizes(observation_space: spaces.Dict) -> dict[str, int]:
+    """Numbers in every entry."""
+    shapes = {name: space.shape or () for name, space in observation_space.spaces.items()}
+    for name, shape in shapes.items():
+        if len(shape) != 1:
+            raise ValueError(f"observation_space[{name!r}]: shape {shape}; use one-dimensional boxes")
+        if name in PAST and shape[0] % WINDOW:
+            raise ValueError(f"observation_space[{name!r}]: {shape[0]} numbers; use a multiple of {WINDOW}")
+    return {name: int(shape[0]) for name, shape in shapes.items()}
+
+
+def _slots(rows: Tensor) -> Tensor:
+    """A window slot by slot, (lanes, WINDOW, numbers)."""
+    return rows.reshape(len(rows), WINDOW, -1)
 
 
 def transformer_policy_kwargs(features_dim: int = 64) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pytest
 
 from drrl_agents.cli import main
 
-COMMANDS = ("train", "evaluate", "compare", "bench", "demo", "doctor")
+COMMANDS = ("train", "evaluate", "compare", "bench", "calibrate", "instances", "check", "demo", "doctor")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -24,7 +24,7 @@ def test_every_command_has_a_help_text(command, monkeypatch, capsys):
 
 
 def test_the_command_alone_lists_its_subcommands(monkeypatch, capsys):
-    """`drrl --help` names all six."""
+    """`drrl --help` names all nine."""
     monkeypatch.setattr(sys, "argv", ["drrl", "--help"])
     with pytest.raises(SystemExit):
         main()

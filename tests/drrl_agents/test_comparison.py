@@ -25,9 +25,9 @@ def compared(task, finished_run, tmp_path_factory):
     """Two test spans, rules fitted on two train spans; what was fitted on, the outcome and its folder."""
     fitted_on = []
 
-    def spy(transitions, pairs):
+    def spy(game, pairs):
         fitted_on.extend(pairs)
-        return rule_policies(transitions, pairs)
+        return rule_policies(game, pairs)
 
     logdir = tmp_path_factory.mktemp("compared")
     settings = Compare(task, (finished_run,), instances=2, train_instances=2, logdir=logdir, progress=False)
@@ -132,8 +132,8 @@ def test_a_heatmap_shows_the_layers_there_are(compared):
     """Episodes of layers 1 and 3 only make two rows, labelled so."""
     _, found, _ = compared
     pairs = [pair for pair in found.field.pairs if pair[1] in (1, 3)]
-    played = rollout(Full(8), found.field.transitions, pairs)
-    axes = rank_heatmap(played, found.field.transitions.world.ranks, 4, "title").axes[0]
+    played = rollout(Full(8), found.field.game, pairs)
+    axes = rank_heatmap(played, found.field.game.world.ranks, 4, "title").axes[0]
     assert axes.get_images()[0].get_array().shape == (2, 4)
     assert [label.get_text() for label in axes.get_yticklabels()] == ["1", "3"]
 

@@ -13,7 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from drrl_agents.tasks import PLAYED
 from drrl_agents.training import check_writable
+from drrl_env.envs.registration import IDS
 
 SMALL = ("--context", "512", "--no-progress")
 TRAIN = ("train", "DRRL-Attention-v0", *SMALL)
@@ -27,6 +29,8 @@ WRONG = {
     "unknown guard": ((*TRAIN, "--guard", "strict"), "guard='strict'", "paper"),
     "unknown reward": ((*TRAIN, "--reward", "mine"), "reward='mine'", "default"),
     "unknown basis": ((*TRAIN, "--basis", "svd"), "basis='svd'", "calibrated"),
+    "unknown statistic": ((*TRAIN, "--statistics", "entropy"), "statistics='entropy'", "stable_rank"),
+    "unknown cost": ((*TRAIN, "--cost", "joules"), "cost='joules'", "drrl calibrate latency"),
     "unknown value rank": ((*TRAIN, "--value-rank", "half"), "value_rank='half'", "balanced"),
     "rank above the head dimension": ((*TRAIN, "--ranks", "8", "96"), "ranks=(8, 96)", "up to 64"),
     "layer that is not there": ((*TRAIN, "--layer", "9"), "layer=9", "0 to 3"),
@@ -63,6 +67,24 @@ def test_a_wrong_argument_is_named_with_its_remedy(drrl, arguments, named, remed
     """Its name, its value and what to do; a test fails where measuring begins first."""
     place = () if arguments[0] == "bench" else ("--logdir", tmp_path)
     refused(drrl(*arguments, *place), named, remedy)
+
+
+@pytest.mark.usefixtures("_no_measuring")
+@pytest.mark.parametrize("command", ["train", "compare"])
+@pytest.mark.parametrize("env", [env for env in IDS if env not in PLAYED])
+def test_an_environment_that_the_commands_do_not_play_says_how_to_train_on_it(drrl, env, command, tmp_path):
+    """One line: the ids that they play, and the face for any SB3 algorithm, or for rewards that are vectors."""
+    way = f"mo_gymnasium.make('{env}')" if "-MO-" in env else f"drrl_env.sb3.make_vec_env('{env}', n)"
+    refused(drrl(command, env, *SMALL, "--logdir", tmp_path), f"env='{env}'", *PLAYED, way)
+
+
+@pytest.mark.usefixtures("_no_measuring")
+def test_a_run_on_an_environment_that_is_not_played_is_refused(drrl, run_copy):
+    """A config written by hand: evaluate says so, and no traceback."""
+    config = json.loads((run_copy / "config.json").read_text())
+    config["task"]["env"] = "DRRL-Budget-v0"
+    (run_copy / "config.json").write_text(json.dumps(config))
+    refused(drrl("evaluate", run_copy), "env='DRRL-Budget-v0'", *PLAYED)
 
 
 @pytest.mark.usefixtures("_no_measuring")

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
-from stable_baselines3.common.vec_env import DummyVecEnv
 
 from drrl_agents.agent import AgentPolicy
 from drrl_agents.algorithms import ALGORITHMS, make_algorithm
 from drrl_agents.tasks import Task
-from drrl_env.envs.attention_env import AttentionEnv
-from drrl_env.envs.simulator import pairs
+from drrl_env.envs.simulator import Simulator, pairs
+from drrl_env.sb3 import RankVecEnv
 from drrl_policies.fitting import best_fixed, reference
 from drrl_policies.rollout import rollout
 
 STEPS, LAYERS, LANES = 20_000, (0, 3), 8
 
 
-def two_layers() -> AttentionEnv:
+def two_layers() -> RankVecEnv:
     """Two instances of 1,024 tokens, two layers, no guard."""
-    env = Task(context=1_024).make("train", 2)
-    assert isinstance(env.unwrapped, AttentionEnv)
-    env.unwrapped.layers = LAYERS
-    return env
+    lanes = Task(context=1_024).make_lanes("train", 2, LANES)
+    lanes.arena = replace(lanes.arena, layers=LAYERS)
+    return lanes
 
 
 @pytest.mark.slow
@@ -32,13 +32,14 @@ def test_an_agent_learns_more_than_any_single_rank(policy):
     Measured when this was written: random 0, the untrained agent about 0, best fixed and the layer table .78, the
     layer-segment table .985, an MLP .986, oracle 1. An agent that ignores the segment cannot pass .78.
     """
-    env = two_layers().unwrapped
-    episodes = pairs(env.pool, LAYERS)
-    model = make_algorithm("maskable-ppo", policy, DummyVecEnv([two_layers] * LANES), seed=0)
+    lanes = two_layers()
+    assert isinstance(lanes.arena.play, Simulator)
+    game, episodes = lanes.arena.play.game, pairs(lanes.arena.pool, LAYERS)
+    model = make_algorithm("maskable-ppo", policy, lanes, seed=0)
     agent = AgentPolicy(model, "agent", ALGORITHMS["maskable-ppo"].masks)
-    known = reference(env.transitions, episodes)
-    scores = [known.score(rollout(agent, env.transitions, episodes).returns)]
+    known = reference(game, episodes)
+    scores = [known.score(rollout(agent, game, episodes).returns)]
     model.learn(STEPS)
-    scores.append(known.score(rollout(agent, env.transitions, episodes).returns))
-    fixed = rollout(best_fixed(env.transitions, episodes), env.transitions, episodes)
+    scores.append(known.score(rollout(agent, game, episodes).returns))
+    fixed = rollout(best_fixed(game, episodes), game, episodes)
     assert scores[0] < known.score(fixed.returns) < scores[1] <= 1

@@ -7,7 +7,6 @@ import pytest
 
 from drrl_agents.scoring import paired_difference, per_instance, score_interval
 from drrl_env.data.instances import Instance
-from drrl_env.envs.transitions import COLUMNS
 from drrl_policies.rollout import Reference, Rollout
 
 LAYERS = 2
@@ -16,11 +15,9 @@ LAYERS = 2
 def rollout_of(returns) -> Rollout:
     """One-segment episodes with these returns, two layers per instance."""
     returns = np.asarray(returns, float)
-    numbers = np.zeros((len(returns), 1, len(COLUMNS)))
-    numbers[:, 0, 0] = returns
     pairs = tuple((Instance(f"drrl://{n // LAYERS}", "test", "text", ()), n % LAYERS) for n in range(len(returns)))
     chosen, nothing = np.zeros((len(returns), 1), np.int64), np.zeros(len(returns))
-    return Rollout("made", pairs, numbers, chosen, chosen, nothing, nothing)
+    return Rollout("made", pairs, returns[:, None], {}, {}, chosen, chosen, nothing, nothing)
 
 
 def known(random, best) -> Reference:

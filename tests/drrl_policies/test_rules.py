@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from drrl_env.envs.play import Episode
 from drrl_env.envs.simulator import Simulator
 from drrl_policies import EnergyThreshold, Fixed, Full, LayerSegmentTable, LayerTable, Oracle, Random, Situation
 from drrl_policies.fitting import oracle_policy
@@ -28,11 +29,10 @@ def situation(energy=None, masks=None, layers=(0, 1, 2), positions=(0, 3, 7)) ->
     return Situation(observation, allowed, numbers, np.array(positions), np.full(3, RANKS - 1))
 
 
-def lanes_of(game) -> Simulator:
-    """Every episode of a game at its first segment."""
-    simulator = Simulator(game.transitions, len(game.pairs))
-    for lane, pair in enumerate(game.pairs):
-        simulator.start(lane, *pair)
+def lanes_of(field) -> Simulator:
+    """Every episode of a field at its first segment."""
+    simulator = Simulator(field.game, len(field.pairs))
+    simulator.begin(range(len(field.pairs)), [Episode(*pair) for pair in field.pairs])
     return simulator
 
 
@@ -72,10 +72,10 @@ def test_energy_threshold_leaves_the_observation_as_it_was():
     assert (seen.observation["energy"] == before).all()
 
 
-def direct_shares(game, instance, layer, position) -> np.ndarray:
+def direct_shares(field, instance, layer, position) -> np.ndarray:
     """Energy kept by each rank from T × n score blocks in float64, no Gram anywhere."""
-    world = game.transitions.world
-    queries, keys, _ = (part.double() for part in game.transitions.store.captured(instance).layers[layer])
+    world = field.game.world
+    queries, keys, _ = (part.double() for part in field.game.store.captured(instance).layers[layer])
     size = world.measurement.segment
     queries, keys = queries[:, position * size : (position + 1) * size], keys[:, : (position + 1) * size]
     bases, scores = world.calibration.layers[layer], queries @ keys.mT
@@ -88,12 +88,12 @@ def direct_shares(game, instance, layer, position) -> np.ndarray:
 
 
 @pytest.mark.parametrize("share", [0.9, 0.98, 0.999])
-def test_energy_threshold_agrees_with_energies_of_the_score_blocks_themselves(free_game, share):
+def test_energy_threshold_agrees_with_energies_of_the_score_blocks_themselves(free_field, share):
     """On real layers the choice is the one that the T × n blocks decide, unless the share lies within 1e-6 of one."""
-    simulator = lanes_of(free_game)
+    simulator = lanes_of(free_field)
     chosen = EnergyThreshold(share).choose(look(simulator))
-    for (instance, layer), choice in zip(free_game.pairs, chosen, strict=True):
-        kept = direct_shares(free_game, instance, layer, 0)
+    for (instance, layer), choice in zip(free_field.pairs, chosen, strict=True):
+        kept = direct_shares(free_field, instance, layer, 0)
         enough = np.flatnonzero(kept >= share)
         assert np.abs(kept[:-1] - share).min() < 1e-6 or choice == enough[0]
 
@@ -111,13 +111,13 @@ def test_layer_segment_table_looks_its_rank_up_by_layer_and_segment():
         assert found.tolist() == [position, SEGMENTS + position, 2 * SEGMENTS + position]
 
 
-def test_tables_find_layer_and_segment_in_real_observations(game):
+def test_tables_find_layer_and_segment_in_real_observations(field):
     """Played on the simulator, each episode executes its row of the table; under a guard it asks for it."""
-    world = game.transitions.world
+    world = field.game.world
     choices = np.arange(world.layers * world.segments).reshape(world.layers, world.segments) % len(world.ranks)
-    found = rollout(LayerSegmentTable(choices), game.transitions, game.pairs)
-    assert (found.wanted == choices[[layer for _, layer in game.pairs]]).all()
-    assert not game.free or (found.executed == found.wanted).all()
+    found = rollout(LayerSegmentTable(choices), field.game, field.pairs)
+    assert (found.wanted == choices[[layer for _, layer in field.pairs]]).all()
+    assert not field.free or (found.executed == found.wanted).all()
 
 
 @pytest.mark.parametrize(
@@ -125,33 +125,33 @@ def test_tables_find_layer_and_segment_in_real_observations(game):
     [Fixed(1, 12), Full(8), EnergyThreshold(0.97), LayerTable(np.array([0, 1, 2, 3])), Random(0)],
     ids=lambda rule: rule.name,
 )
-def test_predict_takes_one_observation_or_a_batch_as_sb3_does(free_game, rule):
+def test_predict_takes_one_observation_or_a_batch_as_sb3_does(free_field, rule):
     """A batch gives one choice per lane, a single observation a scalar; what each says agrees (random aside)."""
-    batch = lanes_of(free_game).observe()
+    batch = lanes_of(free_field).observe()
     together, state = rule.predict(batch)
-    assert together.shape == (len(free_game.pairs),)
+    assert together.shape == (len(free_field.pairs),)
     assert state is None
-    for lane in range(len(free_game.pairs)):
+    for lane in range(len(free_field.pairs)):
         alone, _ = rule.predict({name: rows[lane] for name, rows in batch.items()})
         assert np.ndim(alone) == 0
         assert rule.name == "random" or alone == together[lane]
 
 
-def test_random_predicts_within_the_masks_it_is_given(free_game):
+def test_random_predicts_within_the_masks_it_is_given(free_field):
     """One allowed rank leaves no choice, for one observation as for a batch."""
-    batch = lanes_of(free_game).observe()
-    only = np.zeros((len(free_game.pairs), 8), bool)
+    batch = lanes_of(free_field).observe()
+    only = np.zeros((len(free_field.pairs), 8), bool)
     only[:, 6] = True
     assert (Random(1).predict(batch, action_masks=only)[0] == 6).all()
     single = {name: rows[0] for name, rows in batch.items()}
     assert Random(1).predict(single, action_masks=only[0])[0] == 6
 
 
-def test_the_oracle_refuses_to_predict_from_an_observation(free_game):
+def test_the_oracle_refuses_to_predict_from_an_observation(free_field):
     """It plans from what was measured, so an observation alone ends in one line that says where to go."""
-    policy = oracle_policy(free_game.transitions, free_game.pairs)
+    policy = oracle_policy(free_field.game, free_field.pairs)
     with pytest.raises(ValueError, match=r"policy='oracle'.*rollout"):
-        policy.predict(lanes_of(free_game).observe())
+        policy.predict(lanes_of(free_field).observe())
 
 
 def test_the_oracle_follows_its_plan_by_block_segment_and_previous_rank():
@@ -160,9 +160,9 @@ def test_the_oracle_follows_its_plan_by_block_segment_and_previous_rank():
     assert Oracle(plans).choose(situation()).tolist() == [3, 100 + 3 * RANKS + 3, 200 + 7 * RANKS + 3]
 
 
-def test_rules_do_not_disturb_torch_or_numpy_randomness(free_game):
+def test_rules_do_not_disturb_torch_or_numpy_randomness(free_field):
     """A random rule draws from its own generator: training beside it keeps its bits."""
     before = torch.get_rng_state(), np.random.get_state()[1].copy()
-    rollout(Random(3), free_game.transitions, free_game.pairs)
+    rollout(Random(3), free_field.game, free_field.pairs)
     assert (torch.get_rng_state() == before[0]).all()
     assert (np.random.get_state()[1] == before[1]).all()

@@ -2,33 +2,69 @@
 
 from __future__ import annotations
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from sb3_contrib import QRDQN, MaskablePPO
 from stable_baselines3 import A2C, DQN, PPO
+from torch import nn
 
-from drrl_env.envs.observation import WINDOW
+from drrl_env.envs.observation import CHUNKS, COMPONENTS, WINDOW
 from drrl_policies.transformer import TransformerExtractor, transformer_policy_kwargs
 
 LANES, SHOWN = 5, 2
 """Lanes of a batch, and window slots that lie before the first segment."""
 
 
+DEFAULT = {
+    "energy": 8, "segment": 20, "window": 4 * 20, "layer": 13, "tokens": CHUNKS * COMPONENTS, "previous_rank": 8,
+    "window_ranks": 4, "position": 1,
+}  # fmt: skip
+"""Sizes of the default observation on the bundled model."""
+OBSERVATIONS = {
+    "heads": {**DEFAULT, "previous_rank": 4 * 8, "window_ranks": WINDOW * 4},
+    "a tolerance and a budget": {**DEFAULT, "tolerance": 1, "budget": 2},
+    "no statistics": {"layer": 4, "previous_rank": 8, "window_ranks": 4, "position": 1},
+    "no energy": {name: size for name, size in DEFAULT.items() if name != "energy"},
+    "no text": {name: size for name, size in DEFAULT.items() if name != "tokens"},
+    "another text": {**DEFAULT, "tokens": 40},
+    "no ranks": {name: size for name, size in DEFAULT.items() if name not in ("window_ranks", "previous_rank")},
+    "no past": {name: size for name, size in DEFAULT.items() if name not in ("window_ranks", "window")},
+    "a clock": {"position": 1},
+}
+
+
+def space_of(sizes: dict[str, int]) -> spaces.Dict:
+    """A Dict of boxes of these sizes."""
+    return spaces.Dict({name: spaces.Box(-8, 8, (size,), np.float32) for name, size in sizes.items()})
+
+
+@pytest.fixture(scope="module")
+def env() -> gymnasium.Env:
+    """Two short spans in a calibrated basis."""
+    return gymnasium.make("drrl_env:DRRL-Attention-v0", context=512, instances=2, basis="calibrated")
+
+
+def test_the_default_sizes_are_those_of_the_environment(env):
+    """Or what follows would be about another observation."""
+    assert {name: box.shape[0] for name, box in env.observation_space.spaces.items()} == DEFAULT
+
+
 @pytest.fixture
-def extractor(space) -> TransformerExtractor:
+def extractor() -> TransformerExtractor:
     """With weights of a size at which everything matters."""
     torch.manual_seed(0)
-    return TransformerExtractor(space)
+    return TransformerExtractor(space_of(DEFAULT))
 
 
 @pytest.fixture
-def seen(space) -> dict[str, torch.Tensor]:
+def seen() -> dict[str, torch.Tensor]:
     """A batch in which the last two of four window slots were played."""
     rng = np.random.default_rng(0)
     rows = {
-        name: torch.tensor(rng.uniform(0.1, 0.9, (LANES, *box.shape)), dtype=torch.float32)
-        for name, box in space.spaces.items()
+        name: torch.tensor(rng.uniform(0.1, 0.9, (LANES, size)), dtype=torch.float32) for name, size in DEFAULT.items()
     }
     rows["window_ranks"][:, :SHOWN] = 0
     return rows
@@ -93,6 +129,78 @@ def test_the_fused_path_of_evaluation_gives_what_training_gave(extractor, seen):
             torch.testing.assert_close(extractor.eval()(seen), trained, rtol=0, atol=1e-5)
 
 
+def drawn(sizes: dict[str, int]) -> dict[str, torch.Tensor]:
+    """A batch of observations, every window slot played."""
+    random = torch.Generator().manual_seed(1)
+    return {name: 0.1 + 0.8 * torch.rand(LANES, size, generator=random) for name, size in sizes.items()}
+
+
+def test_the_default_observation_is_read_as_ever():
+    """The layers of the first release, drawn in its order under one seed: a seed still gives the same policy."""
+    torch.manual_seed(5)
+    found = TransformerExtractor(space_of(DEFAULT)).state_dict()
+    torch.manual_seed(5)
+    layers = {
+        "past": nn.Linear(21, 64), "present": nn.Linear(29, 64), "layer": nn.Linear(13, 64),
+        "text": nn.Conv1d(16, 64, 3, padding=1), "rank": nn.Linear(8, 64, bias=False),
+    }  # fmt: skip
+    slots = 0.02 * torch.randn(8, 64)
+    block = nn.TransformerEncoderLayer(64, 4, 128, 0.0, "gelu", batch_first=True, norm_first=True)
+    layers["encoder"] = nn.TransformerEncoder(block, 2, nn.LayerNorm(64), enable_nested_tensor=False)
+    wanted = {f"{at}.{name}": value for at, layer in layers.items() for name, value in layer.state_dict().items()}
+    assert found.keys() == wanted.keys() | {"slots"}
+    assert torch.equal(found["slots"], slots)
+    assert all(torch.equal(found[name], value) for name, value in wanted.items())
+    assert sum(value.numel() for value in found.values()) == 75_456
+
+
+@pytest.mark.parametrize("name", OBSERVATIONS)
+def test_any_task_and_selection_is_read_whole(name):
+    """Every number of every entry has a gradient, for other entries than the default's and for fewer."""
+    torch.manual_seed(0)
+    found, rows = TransformerExtractor(space_of(OBSERVATIONS[name])), drawn(OBSERVATIONS[name])
+    for value in rows.values():
+        value.requires_grad_()
+    output = found(rows)
+    assert output.shape == (LANES, 64)
+    (output * torch.randn(LANES, 64)).sum().backward()
+    for entry, value in rows.items():
+        assert (value.grad != 0).all(), entry
+    assert all(weight.grad is not None for weight in found.parameters())
+
+
+def test_a_slot_is_played_as_soon_as_one_head_has_a_rank():
+    """Heads side by side in a slot: slots without any rank have no influence, one with a single rank has."""
+    torch.manual_seed(0)
+    sizes = OBSERVATIONS["heads"]
+    found, rows = TransformerExtractor(space_of(sizes)), drawn(sizes)
+    rows["window_ranks"][:, : SHOWN * 4] = 0
+    before = found(rows).detach()
+    slots(rows)[:, :SHOWN] = 7.0
+    assert torch.equal(before, found(rows))
+    rows["window_ranks"][:, SHOWN * 4 - 1] = 0.5
+    assert ((found(rows) - before).abs().amax(-1) > 1e-4).all()
+
+
+def test_the_order_of_unknown_entries_does_not_matter():
+    """A task that lists its entries otherwise gets the same policy from the same seed, to the bit."""
+    sizes = OBSERVATIONS["a tolerance and a budget"]
+    rows, outputs = drawn(sizes), []
+    for names in (sizes, reversed(sizes)):
+        torch.manual_seed(0)
+        outputs.append(TransformerExtractor(space_of({name: sizes[name] for name in names}))(rows))
+    assert torch.equal(*outputs)
+
+
+def test_an_observation_it_cannot_read_is_named():
+    """One line with the entry and the remedy."""
+    picture = spaces.Dict({"picture": spaces.Box(0, 1, (4, 4), np.float32)})
+    with pytest.raises(ValueError, match=r"observation_space\['picture'\]: shape \(4, 4\); use one-dimensional boxes"):
+        TransformerExtractor(picture)
+    with pytest.raises(ValueError, match=r"observation_space\['window'\]: 6 numbers; use a multiple of 4"):
+        TransformerExtractor(space_of({"window": 6, "position": 1}))
+
+
 ALGORITHMS = [
     (PPO, {"n_steps": 32, "batch_size": 32, "n_epochs": 1}),
     (MaskablePPO, {"n_steps": 32, "batch_size": 32, "n_epochs": 1}),
@@ -103,11 +211,9 @@ ALGORITHMS = [
 
 
 @pytest.mark.parametrize(("algorithm", "settings"), ALGORITHMS, ids=lambda value: getattr(value, "__name__", ""))
-def test_it_learns_under_every_algorithm_for_discrete_actions(free_game, algorithm, settings):
+def test_it_learns_under_every_algorithm_for_discrete_actions(env, algorithm, settings):
     """64 steps move every weight of the extractor: none is left out of the graph."""
-    model = algorithm(
-        "MultiInputPolicy", free_game.env(), policy_kwargs=transformer_policy_kwargs(16), seed=0, **settings
-    )
+    model = algorithm("MultiInputPolicy", env, policy_kwargs=transformer_policy_kwargs(16), seed=0, **settings)
     found = next(part for part in model.policy.modules() if isinstance(part, TransformerExtractor))
     before = {name: weight.detach().clone() for name, weight in found.named_parameters()}
     model.learn(64)
@@ -115,7 +221,7 @@ def test_it_learns_under_every_algorithm_for_discrete_actions(free_game, algorit
         assert not torch.equal(before[name], weight), name
 
 
-def test_the_whole_agent_is_small(free_game):
+def test_the_whole_agent_is_small(env):
     """At most 100,000 weights with its heads: deciding must not cost what it saves."""
-    model = MaskablePPO("MultiInputPolicy", free_game.env(), policy_kwargs=transformer_policy_kwargs())
+    model = MaskablePPO("MultiInputPolicy", env, policy_kwargs=transformer_policy_kwargs())
     assert sum(weight.numel() for weight in model.policy.parameters()) <= 100_000

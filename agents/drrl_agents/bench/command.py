@@ -9,16 +9,16 @@ import tyro
 
 from drrl_env.envs.settings import one_of
 
-BENCHES = ("update", "env", "policy")
+BENCHES = ("update", "env", "policy", "guard", "tasks")
 """The benchmarks, each a module beside this one with a function `run(threads)`."""
 
 
 @dataclass(frozen=True)
 class Bench:
-    """Measure on this machine: `update` (the incremental update), `env` (steps per second), `policy` (three seeds).
+    """Measure here: `update` (the incremental update), `env` (speed), `policy` (three seeds), `guard`, `tasks`.
 
     Attributes:
-        name: update, env or policy.
+        name: update, env, policy, guard (what is safe) or tasks (what each task's baselines and oracle reach).
         json: print one JSON object with `machine` and `rows` instead of a table.
         threads: torch threads.
     """
@@ -32,6 +32,7 @@ def run_bench(settings: Bench) -> None:
     """Runs the benchmark and prints its rows."""
     one_of("name", settings.name, BENCHES)
     report = import_module("drrl_agents.bench.report")
-    rows = import_module(f"drrl_agents.bench.{settings.name}").run(threads=settings.threads)
-    show = report.to_json if settings.json else report.render
+    bench = import_module(f"drrl_agents.bench.{settings.name}")
+    rows = bench.run(threads=settings.threads)
+    show = report.to_json if settings.json else getattr(bench, "render", report.render)
     show(rows)

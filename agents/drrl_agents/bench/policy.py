@@ -41,8 +41,8 @@ def seeds_on_test(task: Task, threads: int) -> Comparison:
         agents = [load_agent(train(settings)) for settings in trains]
     field = open_field(task, "train", TRAIN_SPANS)
     test = open_field(task, "test", TEST_SPANS)
-    rules = rule_policies(field.transitions, field.pairs)
-    return play([*rules, *agents, oracle_policy(test.transitions, test.pairs)], test)
+    rules = rule_policies(field.game, field.pairs)
+    return play([*rules, *agents, oracle_policy(test.game, test.pairs)], test)
 
 
 def _difference(found: Comparison, agent: Doubles, name: str, required: bool) -> Row:

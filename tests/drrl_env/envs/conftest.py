@@ -12,14 +12,14 @@ import pytest
 from numpy.typing import NDArray
 
 import drrl_env  # noqa: F401  (registers the environments)
-from drrl_env.envs.attention_env import AttentionEnv
+from drrl_env.envs.single import RankEnv
 from drrl_env.envs.store import clear_stores
 
 ENV_ID = "DRRL-Attention-v0"
 SHORT = {"context": 512, "instances": 2}
 """Four segments, two spans: everything there is to measure takes a second."""
 
-Make = Callable[..., AttentionEnv]
+Make = Callable[..., RankEnv]
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,11 @@ Play = Callable[..., list[Step]]
 
 @pytest.fixture(scope="session")
 def make() -> Make:
-    """Makes the environment on short spans; arguments override."""
+    """Makes an environment, DRRL-Attention-v0 unless another is named, on short spans; arguments override."""
 
-    def make_short(**arguments: Any) -> AttentionEnv:
-        env = gymnasium.make(ENV_ID, **{**SHORT, **arguments}).unwrapped
-        assert isinstance(env, AttentionEnv)
+    def make_short(env_id: str = ENV_ID, **arguments: Any) -> RankEnv:
+        env = gymnasium.make(env_id, disable_env_checker=True, **{**SHORT, **arguments}).unwrapped
+        assert isinstance(env, RankEnv)
         return env
 
     return make_short
@@ -51,14 +51,13 @@ def make() -> Make:
 def play() -> Play:
     """Plays an episode: given choices, or random ones of a seed; the first step is the reset."""
 
-    def episode(env: AttentionEnv, choices: Sequence[int] | None = None, seed: int = 0, **options: Any) -> list[Step]:
-        random = np.random.default_rng(seed)
+    def episode(env: RankEnv, choices: Sequence[Any] | None = None, seed: int = 0, **options: Any) -> list[Step]:
+        env.action_space.seed(seed)
         observation, info = env.reset(seed=seed, options=options)
         steps = [Step(observation, 0.0, False, info)]
         while not steps[-1].terminated:
-            drawn = int(random.integers(len(env.ranks)))
-            choice = drawn if choices is None else choices[len(steps) - 1]
-            observation, reward, terminated, _, info = env.step(choice)
+            action = env.action_space.sample() if choices is None else choices[len(steps) - 1]
+            observation, reward, terminated, _, info = env.step(action)
             steps.append(Step(observation, reward, terminated, info))
         return steps
 

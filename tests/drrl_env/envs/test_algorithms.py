@@ -1,4 +1,4 @@
-"""Any stable-baselines3 algorithm for discrete actions trains on it with `MultiInputPolicy`."""
+"""Any stable-baselines3 algorithm trains on the task with its kind of action, with `MultiInputPolicy`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from typing import Any
 
 import gymnasium
 import pytest
-from sb3_contrib import QRDQN, TRPO, MaskablePPO
-from stable_baselines3 import A2C, DQN, PPO
+from gymnasium.wrappers import FlattenObservation
+from sb3_contrib import QRDQN, TQC, TRPO, CrossQ, MaskablePPO
+from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
 from drrl_env.envs.settings import Guard
@@ -21,6 +22,46 @@ ALGORITHMS: dict[str, tuple[Any, dict[str, Any]]] = {
     "QRDQN": (QRDQN, {"learning_starts": 16, "buffer_size": 64, "batch_size": 8}),
     "TRPO": (TRPO, ON_POLICY),
 }
+
+
+CONTINUOUS = (SAC, TD3, DDPG, TQC)
+OFF_POLICY = {"learning_starts": 16, "buffer_size": 64, "batch_size": 8}
+
+
+@pytest.mark.parametrize("algorithm", CONTINUOUS)
+def test_the_algorithm_for_continuous_actions_trains(algorithm: Any) -> None:
+    """32 steps of DRRL-Attention-Continuous-v0, then a prediction in its box."""
+    env = gymnasium.make("DRRL-Attention-Continuous-v0", context=512, instances=1)
+    agent = algorithm("MultiInputPolicy", env, seed=0, device="cpu", **OFF_POLICY).learn(32)
+    assert agent.num_timesteps == 32
+    observation, _ = env.reset(seed=0)
+    assert env.action_space.contains(agent.predict(observation, deterministic=True)[0])
+
+
+def test_crossq_trains_on_flattened_observations() -> None:
+    """It has no `MultiInputPolicy`; Gymnasium's FlattenObservation is the way in."""
+    env = FlattenObservation(gymnasium.make("DRRL-Attention-Continuous-v0", context=512, instances=1))
+    agent = CrossQ("MlpPolicy", env, seed=0, device="cpu", **OFF_POLICY).learn(32)
+    observation, _ = env.reset(seed=0)
+    assert env.action_space.contains(agent.predict(observation, deterministic=True)[0])
+
+
+SEVERAL: dict[Any, dict[str, Any]] = {
+    PPO: {"n_steps": 8, "batch_size": 8},
+    A2C: {"n_steps": 8},
+    TRPO: {"n_steps": 8, "batch_size": 8},
+    MaskablePPO: {"n_steps": 8, "batch_size": 8},
+}
+
+
+@pytest.mark.parametrize("algorithm", SEVERAL)
+@pytest.mark.parametrize("task", ["DRRL-Heads-v0", "DRRL-Basis-v0"])
+def test_the_algorithm_for_several_components_trains(task: str, algorithm: Any) -> None:
+    """16 steps of a MultiDiscrete task, then a prediction in its space."""
+    env = gymnasium.make(task, context=512, instances=1, guard="paper")
+    agent = algorithm("MultiInputPolicy", env, seed=0, device="cpu", **SEVERAL[algorithm]).learn(16)
+    observation, _ = env.reset(seed=0)
+    assert env.action_space.contains(agent.predict(observation, deterministic=True)[0])
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)

@@ -11,6 +11,8 @@ import pytest
 from gymnasium.utils.env_checker import check_env as gymnasium_check
 from stable_baselines3.common.env_checker import check_env as sb3_check
 
+from drrl_env.envs.tasks import TASKS
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     "paper guard": {"guard": "paper"},
@@ -30,6 +32,19 @@ def test_the_checkers_pass_without_a_warning(name: str, make: Any) -> None:
         warnings.simplefilter("error")
         gymnasium_check(make(**VARIANTS[name]))
         sb3_check(make(**VARIANTS[name]))
+
+
+SCALAR = [task for task in TASKS if "-MO-" not in task]
+
+
+@pytest.mark.parametrize("guard", ["off", "paper"])
+@pytest.mark.parametrize("task", SCALAR)
+def test_the_checkers_pass_without_a_warning_for_every_task(task: str, guard: str, make: Any) -> None:
+    """Gymnasium's also refuses data that two calls share, such as one mask for all; it knows no vector reward."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        gymnasium_check(make(task, guard=guard))
+        sb3_check(make(task, guard=guard))
 
 
 @pytest.mark.parametrize("env_id", ["DRRL-Attention-v0", "drrl_env:DRRL-Attention-v0"])
@@ -60,6 +75,7 @@ def test_masks_reach_through_the_wrappers() -> None:
         assert np.array_equal(env.get_wrapper_attr("action_masks")(), info["action_mask"])
 
 
-def test_no_method_makes_sb3_take_it_for_a_goal_env(make: Any) -> None:
+@pytest.mark.parametrize("task", TASKS)
+def test_no_method_makes_sb3_take_it_for_a_goal_env(task: str, make: Any) -> None:
     """A method of the name `compute_reward` would."""
-    assert not hasattr(make(), "compute_reward")
+    assert not hasattr(make(task), "compute_reward")

@@ -71,7 +71,7 @@ def test_a_masked_action_is_executed_at_the_nearest_safe_rank_and_said_so(make: 
 def test_ties_go_upward(make: Any) -> None:
     """With 8, 16, 24, 64 and 16 forbidden, 24 is executed and not 8; from `executed` alone, whatever the model."""
     env = make(ranks=(8, 16, 24, 64), guard=TIGHT)
-    nearest = env.transitions._nearest
+    nearest = env.game.mechanism._nearest
     allowed = np.array([True, False, True, True])
     assert np.where(allowed, nearest[1], np.inf).argmin() == 2
 

@@ -10,13 +10,21 @@ import pytest
 import torch
 
 from drrl_env.envs import live
-from drrl_env.envs.observation import CHUNKS, COMPONENTS, LIMIT, STATIC, WINDOW, needs_basis, observing_flops
+from drrl_env.envs.observation import CHUNKS, COMPONENTS, LIMIT, WINDOW, needs_basis, observing_flops
 from drrl_env.envs.settings import Measurement
 from drrl_env.envs.store import Store
 from drrl_env.envs.world import World, open_world
+from drrl_env.lowrank.statistics import DEFAULT_STATISTICS, STATISTICS, register_statistic
+from drrl_env.lowrank.views import Sizes, Statistic, View
 from drrl_env.models.capture import Capture, capture
 
 SHORT = Measurement(context=512)
+
+
+@pytest.fixture(autouse=True)
+def _computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing comes from disk: a fault that is put into the computation has to show."""
+    monkeypatch.setenv("DRRL_TRACES", "off")
 
 
 def static_rows(store: Store, instance: Any, layer: int) -> np.ndarray:
@@ -38,10 +46,10 @@ def test_observations_lie_in_their_space(variant: dict[str, Any], make: Any, pla
 
 def test_every_entry_is_documented(make: Any) -> None:
     """Name, size, range, cost, meaning and source; the space is made of the entries and nothing else."""
-    env = make()
-    world = env.transitions.world
-    assert {entry.name for entry in world.layout.entries} == set(env.observation_space)
-    for entry in world.layout.entries:
+    env, world = make(), open_world(SHORT)
+    assert [entry.name for entry in world.layout.entries] == ["energy", "segment", "window", "layer", "tokens"]
+    assert {entry.name for entry in env.arena.play.entries} == set(env.observation_space)
+    for entry in env.arena.play.entries:
         box = env.observation_space[entry.name]
         assert box.shape == (entry.size,)
         assert (box.low == entry.low).all()
@@ -53,8 +61,7 @@ def test_every_entry_is_documented(make: Any) -> None:
 
 def test_statistics_cost_and_the_free_entries_do_not(make: Any) -> None:
     """A policy that reads a table key pays nothing; one that reads statistics pays for them and for the basis, once."""
-    world = make().transitions.world
-    found, shape = world.layout.entries, world.shape
+    found, shape = make().arena.play.entries, open_world(SHORT).shape
     free = frozenset({"layer", "previous_rank", "window_ranks", "position"})
     assert observing_flops(found, free, shape, 48) == 0
     assert not needs_basis(found, free)
@@ -66,10 +73,10 @@ def test_statistics_cost_and_the_free_entries_do_not(make: Any) -> None:
 def test_entries_are_of_about_unit_scale_on_real_text(make: Any) -> None:
     """Standard deviation over spans, layers and segments between .02 and 3; under 1 % of the numbers are clipped."""
     env = make(instances=4)
-    store = env.transitions.store
-    rows = np.concatenate([static_rows(store, found, layer) for found in env.pool for layer in env.layers])
-    for name in STATIC:
-        part = rows[:, env.transitions.world.layout.slices[name]]
+    store = Store(open_world(SHORT))
+    rows = np.concatenate([static_rows(store, found, layer) for found in env.pool for layer in range(4)])
+    for columns in store.world.layout.slices.values():
+        part = rows[:, columns]
         assert 0.02 < part.std() < 3
         assert (np.abs(part) >= LIMIT).mean() < 0.01
 
@@ -101,7 +108,7 @@ def test_the_tokens_entry_is_chunk_means_of_the_embeddings(make: Any, play: Any)
     """8 means of 16 tokens each, times √16, in 16 whitened components: recomputed from the model, to 1e-4."""
     env = make(layer=0)
     steps = play(env)
-    world = env.transitions.world
+    world = open_world(SHORT)
     found = next(item for item in env.pool if item.uri == steps[0].info["instance"])
     embeddings = world.model.network.get_input_embeddings()(world.token_ids(found))
     means = embeddings.reshape(4, CHUNKS, -1, embeddings.shape[-1]).mean(2) - world.calibration.embedding_mean
@@ -110,15 +117,119 @@ def test_the_tokens_entry_is_chunk_means_of_the_embeddings(make: Any, play: Any)
         np.testing.assert_allclose(step.observation["tokens"], row.detach().numpy(), atol=1e-4)
 
 
+def shown(names: tuple[str, ...] | None, instance: Any, layer: int = 1, basis: str = "refreshed") -> dict[str, Any]:
+    """The static entries of every segment under a selection, (segments, size) each."""
+    store = Store(open_world(replace(SHORT, statistics=names, basis=basis)))
+    rows = static_rows(store, instance, layer)
+    return {name: rows[:, columns] for name, columns in store.world.layout.slices.items()}
+
+
+def test_nothing_asked_for_shows_the_default(make: Any) -> None:
+    """Asking for the default by name gives its bits, and each entry holds its statistics one after the other."""
+    instance, world = make().pool[0], open_world(SHORT)
+    found, named = shown(None, instance), shown(DEFAULT_STATISTICS, instance)
+    sizes = {"energy": 8, "segment": 8 + 8 + 4, "window": 80, "layer": 4 + 9, "tokens": 128}
+    assert {name: rows.shape[1] for name, rows in found.items()} == sizes
+    assert all(np.array_equal(found[name], named[name]) for name in sizes)
+    one_hot = np.tile([0, 1, 0, 0], (4, 1))
+    weights = np.tile(world.calibration.weights[1].numpy(), (4, 1))
+    assert np.array_equal(found["layer"], np.concatenate([one_hot, weights], axis=1).astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("names", "sizes"),
+    [
+        ((), {"layer": 4}),
+        (("energy_ratio",), {"energy": 8, "layer": 4}),
+        (("hidden_states",), {"layer": 4, "tokens": 128}),
+        (("weight_alpha",), {"layer": 4 + 3}),
+        (("nuclear_share", "head_residual_level"), {"segment": 1 + 32, "window": 4 * 33, "layer": 4}),
+        (tuple(STATISTICS), {"energy": 8, "segment": 54, "window": 216, "layer": 13, "tokens": 128}),
+    ],
+)
+@pytest.mark.parametrize("basis", ["refreshed", "calibrated"])
+def test_an_observation_shows_what_was_asked_for(
+    make: Any, basis: str, names: tuple[str, ...], sizes: dict[str, int]
+) -> None:
+    """Entries of the sizes that follow, none with nothing to show; finite, within their boxes."""
+    found = shown(names, make().pool[0], basis=basis)
+    assert {name: rows.shape[1] for name, rows in found.items()} == sizes
+    assert all(np.isfinite(rows).all() and (np.abs(rows) <= LIMIT).all() for rows in found.values())
+    window = found.get("window", np.zeros((4, 0))).reshape(4, WINDOW, -1)
+    if "segment" in found:
+        assert np.array_equal(window[3, 1:], found["segment"][:3])
+        assert not window[0].any()
+
+
+def test_a_statistic_is_the_same_whatever_is_shown_beside_it(make: Any) -> None:
+    """Bit for bit as among the default, in the order that was asked for."""
+    instance = make().pool[0]
+    every, few = shown(None, instance), shown(("stable_rank", "residual_level", "weight_mean"), instance)
+    assert np.array_equal(few["segment"], every["segment"][:, [17, *range(8)]])
+    assert np.array_equal(few["layer"][:, 4:], every["layer"][:, [4, 7, 10]])
+
+
+def _free(sizes: Sizes, width: int) -> float:
+    return 0.0
+
+
+def _share(view: View) -> torch.Tensor:
+    """Share of the keys that are this segment's, per head."""
+    return torch.full((4,), 1 / (view.segment.position + 1))
+
+
+USERS = (
+    Statistic("newcomers", ("kv_heads",), _free, "this test", _share, needs_basis=False),
+    Statistic("doubled", ("matrices",), _free, "this test", lambda view: 2 * view.weights[:, 0], "weights", False),
+    Statistic("first_chunk", ("components",), _free, "this test", lambda view: view.tokens[0], "text", False),
+)
+
+
+def test_a_users_statistic_is_one_object_in_the_table(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Registered or put there by hand, it goes where its level says; nothing else has to know of it."""
+    monkeypatch.setattr("drrl_env.lowrank.statistics.STATISTICS", dict(STATISTICS))
+    for statistic in USERS:
+        register_statistic(statistic)
+    found = shown(tuple(statistic.name for statistic in USERS), make().pool[0])
+    assert list(found) == ["segment", "window", "layer", "tokens"]
+    assert found["segment"].tolist() == np.repeat(1 / np.arange(1, 5), 4).reshape(4, 4).astype(np.float32).tolist()
+    default = shown(None, make().pool[0])
+    assert np.array_equal(found["layer"][:, 4:], 2 * default["layer"][:, [4, 7, 10]])
+    assert np.array_equal(found["tokens"], default["tokens"][:, :COMPONENTS])
+
+
+def test_an_unknown_statistic_is_refused_before_any_work() -> None:
+    """One line with what could have been meant; no model is loaded for it."""
+    with pytest.raises(ValueError, match=r"'weight_alfa': unknown, did you mean 'weight_alpha'\?; use"):
+        Measurement(model="no such model", statistics=("weight_alfa",)).check()
+
+
+def test_each_selection_pays_for_what_it_shows() -> None:
+    """By hand: a stable rank costs its power step and the energies; weights and, of the basis, text cost nothing."""
+
+    def cost(*names: str) -> tuple[float, bool]:
+        world = open_world(replace(SHORT, statistics=names))
+        read, found = frozenset(world.layout.slices), world.layout.entries
+        return observing_flops(found, read, world.shape, 48), needs_basis(found, read)
+
+    energies, power = 4 * (2 * 64**2 + 48), 4 * 8 * 64**2
+    assert cost() == cost("weight_mean", "weight_alpha") == (0, False)
+    assert cost("energy_ratio") == (energies, True)
+    assert cost("stable_rank") == (energies + power + 4 * 2, True)
+    assert cost("stable_rank", "spectral_share", "energy_ratio") == cost("stable_rank")
+    assert cost("hidden_states") == (128 * 256 + 8 * 2 * 256 * 16, False)
+
+
 def test_the_statics_do_not_depend_on_what_was_measured(make: Any) -> None:
     """Bit for bit the same before any rank was measured and after all were."""
     world = open_world(SHORT)
     instance = make().pool[0]
     untouched, filled = Store(world), Store(world)
     filled.fill([instance], progress=False)
-    assert np.isnan(untouched.outcomes).all()
     for layer in range(world.layers):
         assert np.array_equal(static_rows(untouched, instance, layer), static_rows(filled, instance, layer))
+    assert np.isnan(untouched.outcomes[: world.layers]).all()
+    assert not np.isnan(filled.outcomes[: world.layers]).any()
 
 
 def test_the_full_rank_output_cannot_leak(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:

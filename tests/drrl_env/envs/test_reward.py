@@ -61,7 +61,7 @@ def test_a_late_segment_weighs_what_it_costs(make: Any, play: Any) -> None:
     """FLOPs over the episode's mean, so that the mean over segments is the true total ratio."""
     env = make()
     steps = play(env, choices=[7] * 4)[1:]
-    full = [full_flops(env.transitions.world.shape, position) for position in range(4)]
+    full = [full_flops(env.game.world.shape, position) for position in range(4)]
     assert [step.info["flops"] for step in steps] == full
     assert [step.info["flops_ratio"] for step in steps] == pytest.approx([x / np.mean(full) for x in full])
 

@@ -47,6 +47,16 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"value_rank": 0}, "value_rank=0", "at least 1"),
     ({"model": "bundeld"}, "model='bundeld'", "'bundled'"),
     ({"text": "no-such-file.txt"}, "text=no-such-file.txt", "give a text file"),
+    ({"contxt": 512}, "contxt=512", "did you mean 'context'"),
+    ({"xyz": 1}, "xyz=1", "use model, layer"),
+    ({"statistics": ("energy",)}, "statistics=", "use"),
+    ({"cost": "seconds"}, "cost='seconds'", "use"),
+    ({"tolerance": 0.2}, "tolerance=0.2", "use DRRL-Tolerance-v0"),
+    ({"budget": 0.5}, "budget=0.5", "use DRRL-Budget-v0"),
+    ({"env_id": "DRRL-Tolerance-v0", "tolerance": (0.4, 0.2)}, "tolerance=(0.4, 0.2)", "(low, high)"),
+    ({"env_id": "DRRL-Tolerance-v0", "tolerance": 0.0}, "tolerance=0.0", "above 0"),
+    ({"env_id": "DRRL-Budget-v0", "budget": float("nan")}, "budget=nan", "above 0"),
+    ({"env_id": "DRRL-Basis-v0", "basis": "calibrated"}, "basis='calibrated'", "'refreshed'"),
 ]
 
 
@@ -79,6 +89,8 @@ def test_options_of_a_reset_are_checked(make: Any) -> None:
         env.reset(options={"instance": "x"})
     with pytest.raises(ValueError, match="layer=9"):
         env.reset(options={"layer": 9})
+    with pytest.raises(ValueError, match=r"options='instnace'.*'instance', 'layer'"):
+        env.reset(options={"instnace": env.pool[0].uri})
 
 
 def test_wrong_settings_cost_no_work(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +107,7 @@ def test_numpy_numbers_are_numbers(make: Any) -> None:
     plain = make(ranks=(8, 64), context=512, instances=1)
     found = make(ranks=np.array([8, 64]), context=np.int64(512), instances=np.int64(1))
     assert found.ranks == (8, 64)
-    assert found.transitions.store is plain.transitions.store
+    assert found.game.store is plain.game.store
 
 
 @pytest.mark.parametrize("dim", [2, 4, 16, 64, 80, 128])

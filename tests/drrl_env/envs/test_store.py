@@ -7,22 +7,28 @@ from typing import Any
 import numpy as np
 import pytest
 
+from drrl_env.data.instances import instances
 from drrl_env.envs import live
 from drrl_env.envs.settings import Measurement
 from drrl_env.envs.store import Store, clear_stores, open_store
-from drrl_env.envs.transitions import open_transitions
 from drrl_env.envs.world import open_world
 from drrl_env.lowrank.stream import LayerStream, Segment
 
 SHORT = Measurement(context=512)
 POSITIONS, CHOICES, LAYERS = range(4), range(8), range(4)
-NUMBERS = ("static", "changes", "outcomes", "moments")
+NUMBERS = ("static", "changes", "head_changes", "outcomes", "moments")
+
+
+@pytest.fixture(autouse=True)
+def no_traces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What these tests say of computing holds without the disk; `test_traces` is about what it adds."""
+    monkeypatch.setenv("DRRL_TRACES", "off")
 
 
 @pytest.fixture
-def pool(make: Any) -> Any:
+def pool() -> Any:
     """Three spans."""
-    return make(instances=3).pool
+    return instances("train")[:3]
 
 
 @pytest.fixture
@@ -67,7 +73,7 @@ def test_live_and_remembered_steps_give_the_same_bits(make: Any, play: Any) -> N
     episodes = [play(env, seed=1), play(env, seed=1)]
     clear_stores()
     anew = make(guard="paper")
-    assert anew.transitions.store is not env.transitions.store
+    assert anew.game.store is not env.game.store
     episodes.append(play(anew, seed=1))
     for other in episodes[1:]:
         for one, two in zip(episodes[0], other, strict=True):
@@ -109,17 +115,32 @@ def test_the_order_of_asking_does_not_matter(pool: Any, filled: Store) -> None:
     assert_same_bits(store, filled, pool)
 
 
-def test_growing_keeps_what_is_there(make: Any) -> None:
-    """Beyond the first 16 blocks: the first block's numbers and the tables over them are unharmed."""
-    env = make(instances=6)
-    store = Store(open_world(SHORT))
-    store.fill(env.pool[:1], progress=False)
-    before = {name: array.copy() for name, array in numbers(store, env.pool[:1]).items()}
-    store.fill(env.pool, progress=False)
+def test_growing_keeps_what_is_there() -> None:
+    """Beyond the first 16 blocks: the first block's numbers, whatever table, and the tables over them are unharmed."""
+    pool, store = instances("train")[:6], Store(open_world(SHORT))
+    store.fill(pool[:1], progress=False)
+    block = store.block(pool[0], 1)
+    store.ensure_source_outcome(block, 2, 1, 3)
+    store.ensure_source_changes(block, 2, 1)
+    before = {name: array.copy() for name, array in numbers(store, pool[:1]).items()}
+    sources = store.source_outcomes[block].copy(), store.source_changes[block].copy()
+    store.fill(pool, progress=False)
     assert len(store.ready) >= 24
-    after = numbers(store, env.pool[:1])
+    after = numbers(store, pool[:1])
     assert all(np.array_equal(before[name], after[name]) for name in NUMBERS)
-    assert not np.isnan(numbers(store, env.pool)["outcomes"]).any()
+    assert not np.isnan(numbers(store, pool)["outcomes"]).any()
+    assert np.array_equal(sources[0], store.source_outcomes[block], equal_nan=True)
+    assert np.array_equal(sources[1], store.source_changes[block], equal_nan=True)
+    assert np.isnan(store.source_changes[store.block(pool[5], 3)]).all()
+
+
+def test_heads_add_up_to_the_layer(filled: Store, pool: Any) -> None:
+    """‖ΔS‖² over the layer is the sum over its heads, to 1e-12; no head has it all."""
+    found = numbers(filled, pool)
+    total = found["head_changes"].sum(2)
+    np.testing.assert_allclose(np.sqrt(total), found["changes"], rtol=1e-12, atol=1e-12)
+    assert found["head_changes"].shape[2] == filled.world.shape.heads
+    assert found["head_changes"][..., 0, -1].max(-1).mean() < 0.9 * total[..., 0, -1].mean()
 
 
 def test_tables_grow_with_the_store(make: Any, play: Any) -> None:
@@ -196,7 +217,7 @@ def test_the_memory_estimate_covers_what_a_span_holds(pool: Any) -> None:
 def test_one_store_serves_every_environment_of_a_measurement(make: Any) -> None:
     """And one set of tables every environment of the same rules; other ranks have a store of their own."""
     one, two, paper = make(), make(instances=1, layer=3), make(reward="paper")
-    assert one.transitions is two.transitions is open_transitions(one.transitions.rules)
-    assert one.transitions is not paper.transitions
-    assert one.transitions.store is paper.transitions.store is open_store(SHORT)
-    assert make(ranks=(8, 64)).transitions.store is not one.transitions.store
+    assert one.game is two.game
+    assert one.game is not paper.game
+    assert one.game.store is paper.game.store is open_store(SHORT)
+    assert make(ranks=(8, 64)).game.store is not one.game.store

@@ -38,7 +38,7 @@ def test_a_model_folder_becomes_an_environment(folder: Path, basis: str, make: A
     """Ranks are shares of its head dimension 16, full rank is exact, Gymnasium's checker passes."""
     env = make(model=folder, basis=basis, guard="paper", **SIZES)
     assert env.ranks == (2, 3, 4, 5, 6, 8, 10, 16)
-    assert env.layers == (0, 1)
+    assert env.arena.layers == (0, 1)
     check_env(env)
     last = play(env, choices=[7] * 4)[-1].info
     assert (last["cosine"], last["relative_error"]) == (1.0, 0.0)
@@ -57,7 +57,7 @@ def test_own_text_is_played_span_by_span(folder: Path, own_text: Path, make: Any
 def test_a_calibration_is_kept_and_read_again(folder: Path, make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """In $DRRL_CACHE, named by the weights and the sizes; a new world of the same sizes fits nothing."""
     env = make(model=folder, **SIZES)
-    path = calibration_path(env.transitions.rules.measurement, env.transitions.world.model)
+    path = calibration_path(env.game.rules.measurement, env.game.world.model)
     assert path.is_file()
     assert path.parent.parent == cache_folder() == Path(os.environ["DRRL_CACHE"])
     monkeypatch.setattr(world, "calibrate", lambda *args: pytest.fail("calibrated again"))

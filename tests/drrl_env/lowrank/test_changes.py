@@ -6,9 +6,18 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from drrl_env.lowrank.bases import BasisError, ScoreBasis, cold, product_svd, refresh
-from drrl_env.lowrank.changes import ritz_products, score_products, squared_changes
+from drrl_env.lowrank.changes import (
+    cross_changes,
+    image_changes,
+    images,
+    ritz_products,
+    score_products,
+    squared_changes,
+)
 from drrl_env.lowrank.grams import empty_key_gram, group_queries, update_grams
 
 RANKS = (2, 5, 9, 20, 32)
@@ -129,3 +138,93 @@ def test_the_energies_of_a_basis_give_the_trace_formula(method):
     bar = 1e-9 * float(grams.total.max())
     assert float((short.inner - long.inner).abs().max()) <= bar
     assert float((short.crossed - long.crossed).abs().max()) <= bar
+
+
+def dense_cross(scores, first, second, ranks_first, ranks_second):
+    """‖S_a − S_b‖_F² of every pair of ranks of two bases from the blocks themselves, (kv_heads, a, b)."""
+    one, two = (torch.stack(blocks(scores, *side), 1) for side in ((first, ranks_first), (second, ranks_second)))
+    return (one[:, :, None] - two[:, None]).square().sum((-2, -1))
+
+
+@settings(max_examples=30)
+@given(
+    seeds=st.tuples(st.integers(0, 99), st.integers(100, 199)),
+    widths=st.tuples(st.integers(1, 31), st.integers(1, 31)),
+    case=st.sampled_from(("plain", "decaying", "fewer_keys_than_dims", "zero_head", "low_rank_keys")),
+    with_full=st.tuples(st.booleans(), st.booleans()),
+)
+def test_a_change_of_basis_is_exact(make_scores, seeds, widths, case, with_full):
+    """1e-10 of the largest block for any two pairs of factors, any ranks, full on either side, dead heads included."""
+    scores = make_scores(case)
+    first, second = (random_basis(seed, width=width) for seed, width in zip(seeds, widths, strict=True))
+    ranks = [
+        tuple(sorted({1, (width + 1) // 2, width})) + (32,) * full
+        for width, full in zip(widths, with_full, strict=True)
+    ]
+    found, expected = cross_changes(first, second, scores.grams, *ranks), dense_cross(scores, first, second, *ranks)
+    assert found.shape == (3, len(ranks[0]), len(ranks[1]))
+    assert torch.allclose(found, expected, rtol=0, atol=1e-10 * float(expected.max()))
+
+
+def test_a_change_of_basis_is_exact_with_grouped_queries(make_rows, make_scores):
+    """Three query heads to a key head: the same, their queries stacked."""
+    scores = make_scores(group_queries(make_rows((6, 16, 32), 0), 2), make_rows((2, 64, 32), 1))
+    first, second = random_basis(3, heads=2), random_basis(4, heads=2, width=9)
+    found = cross_changes(first, second, scores.grams, RANKS, (2, 9, 32))
+    assert torch.allclose(found, dense_cross(scores, first, second, RANKS, (2, 9, 32)), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("basis", ["cold", "random"])
+def test_a_basis_changed_for_itself_is_a_rank_change(make_scores, basis):
+    """`squared_changes` to 1e-12 of ‖S‖², with a diagonal of exact zeros."""
+    scores = make_scores("decaying")
+    found = cold(scores.grams, 32) if basis == "cold" else random_basis(5)
+    expected = squared_changes(score_products(found, scores.grams), RANKS)
+    crossed = cross_changes(found, found, scores.grams, RANKS, RANKS)
+    assert torch.allclose(crossed, expected, rtol=0, atol=1e-12 * float(expected.max()))
+    assert float(crossed.diagonal(dim1=-2, dim2=-1).abs().max()) == 0
+
+
+def test_going_back_moves_the_scores_as_far(make_scores):
+    """Swapping the bases transposes the table, to 1e-12 of the largest."""
+    scores, first, second = make_scores("plain"), random_basis(6), random_basis(7, width=20)
+    there = cross_changes(first, second, scores.grams, RANKS, (5, 20, 32))
+    back = cross_changes(second, first, scores.grams, (5, 20, 32), RANKS)
+    assert torch.allclose(there, back.mT, rtol=0, atol=1e-12 * float(there.max()))
+
+
+def test_full_rank_is_the_same_scores_in_any_basis(make_scores):
+    """Zero between two full ranks, and the same distance to either from a truncation."""
+    scores, first, second = make_scores("plain"), random_basis(8), random_basis(9)
+    found = cross_changes(first, second, scores.grams, (5, 32), (5, 32))
+    residual = score_products(first, scores.grams).residuals[:, 5] / 32
+    assert float(found[:, 1, 1].abs().max()) == 0
+    assert torch.allclose(found[:, 0, 1], residual, rtol=1e-12)
+
+
+def test_two_bases_of_one_span_do_not_move_the_scores(make_scores):
+    """Factors turned by any invertible matrix give the same block: 0 to 1e-12 of ‖S‖², where columns alone differ."""
+    scores, basis = make_scores("plain"), random_basis(10, width=6)
+    turn = torch.randn(6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    turned = ScoreBasis(basis.query @ turn, basis.key @ torch.linalg.inv(turn).mT, basis.energies)
+    found = cross_changes(basis, turned, scores.grams, (3, 6), (3, 6))
+    assert float(found[:, 1, 1].max()) <= 1e-12 * float(found.max())
+    assert float(found[:, 0, 0].min()) > 1e-3 * float(found.max())
+
+
+def test_images_worked_out_once_serve_every_pair(make_scores):
+    """The bits of `cross_changes`, in whatever order pairs are asked for."""
+    scores, bases = make_scores("plain"), [random_basis(seed, width=12 + seed) for seed in range(3)]
+    seen = [images(basis, scores.grams) for basis in bases]
+    for one in (2, 0, 1):
+        for two in (1, 2, 0):
+            expected = cross_changes(bases[one], bases[two], scores.grams, (5, 12, 32), (9, 32))
+            assert torch.equal(image_changes(seen[one], seen[two], (5, 12, 32), (9, 32)), expected)
+
+
+@pytest.mark.parametrize(("ranks", "name"), [(((25,), (3,)), 24), (((24,), (7,)), 6)])
+def test_a_rank_outside_either_basis_is_refused(make_scores, ranks, name):
+    """One line with the columns of the basis that lacks them."""
+    bases = random_basis(0), random_basis(1, width=6)
+    with pytest.raises(BasisError, match=f"the basis has {name} columns"):
+        cross_changes(*bases, make_scores("plain").grams, *ranks)

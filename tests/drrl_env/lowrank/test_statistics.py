@@ -1,7 +1,10 @@
-"""Statistics a policy may see against dense decompositions of the scores."""
+"""Statistics of a segment against dense decompositions of its scores."""
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
 import torch
 from scipy.stats import spearmanr
@@ -10,7 +13,8 @@ from drrl_env.lowrank import statistics
 from drrl_env.lowrank.bases import cold
 from drrl_env.lowrank.flops import RankCost
 from drrl_env.lowrank.statistics import STATISTICS
-from drrl_env.lowrank.stream import run_stream
+from drrl_env.lowrank.stream import LayerStream, StreamSettings, run_stream
+from drrl_env.lowrank.views import View
 
 CASES = [(kind, position) for kind in ("refreshed", "calibrated") for position in (0, 3, 5)]
 
@@ -28,6 +32,12 @@ def repeated_text(make_toy_layer):
     return run_stream(layer.fresh(), [tensor[:, :8].repeat(1, 40, 1) for tensor in layer.tensors], 40)
 
 
+def view_of(segment):
+    """What statistics see of a segment, with weights and text of about unit scale."""
+    random = torch.Generator().manual_seed(0)
+    return View(segment, torch.rand(3, 3, generator=random), torch.randn(8, 16, generator=random))
+
+
 def sigmas(segment):
     """Singular values of the block, (kv_heads, dim)."""
     return torch.linalg.svdvals(segment.queries.double() @ segment.keys.double().mT)[:, : segment.settings.shape.dim]
@@ -43,7 +53,7 @@ def test_energy_ratio_is_what_the_truncations_keep(make_toy_layer, kind, positio
         cut = segment.basis.truncate(rank)
         lost.append((block - (queries @ cut.query) @ (keys @ cut.key).mT).square().sum())
     expected = 1 - torch.stack([*lost, torch.zeros((), dtype=torch.float64)]) / block.square().sum()
-    assert torch.allclose(statistics.energy_ratio(segment), expected, atol=1e-9)
+    assert torch.allclose(statistics.energy_ratio(view_of(segment)), expected, atol=1e-9)
 
 
 def test_energy_ratio_of_a_refreshed_basis_is_the_papers(full_width):
@@ -51,18 +61,30 @@ def test_energy_ratio_of_a_refreshed_basis_is_the_papers(full_width):
     for segment in full_width[::10]:
         energies = sigmas(segment).square().sum(0)
         expected = torch.stack([energies[:rank].sum() for rank in segment.settings.ranks]) / energies.sum()
-        assert torch.allclose(statistics.energy_ratio(segment), expected, atol=1e-6)
+        assert torch.allclose(statistics.energy_ratio(view_of(segment)), expected, atol=1e-6)
 
 
 def test_residual_levels_read_the_lost_norm(full_width):
     """1 + log10(‖S − S_r‖/‖S‖)/4: 0 at full rank, falling with the rank, the worst head no better than all."""
     for segment in full_width[::10]:
-        level, worst = statistics.residual_level(segment), statistics.worst_residual_level(segment)
-        relative = (1 - statistics.energy_ratio(segment)[:-1]).sqrt().clamp_min(1e-4)
+        level, worst = statistics.residual_level(view_of(segment)), statistics.worst_residual_level(view_of(segment))
+        relative = (1 - statistics.energy_ratio(view_of(segment))[:-1]).sqrt().clamp_min(1e-4)
         assert torch.allclose(level[:-1], 1 + relative.log10() / 4, atol=1e-6)
         assert float(level[-1]) == 0
         assert bool((level.diff() <= 0).all())
         assert bool((worst >= level - 1e-12).all())
+
+
+def test_head_residual_levels_read_every_head_by_itself(full_width):
+    """The same of each head's own lost norm to 1e-6; the worst head's is `worst_residual_level`, to the bit."""
+    for segment in full_width[::10]:
+        energies = sigmas(segment).square()
+        tails = torch.stack([energies[:, rank:].sum(-1) for rank in segment.settings.ranks], dim=-1)
+        relative = (tails / energies.sum(-1, keepdim=True)).sqrt().clamp_min(1e-4)
+        found = statistics.head_residual_level(view_of(segment))
+        assert found.shape == (2, 4)
+        assert torch.allclose(found, 1 + relative.log10() / 4, atol=1e-6)
+        assert torch.equal(found.amax(0), statistics.worst_residual_level(view_of(segment)))
 
 
 def test_effective_rank_is_exact_within_the_basis(full_width):
@@ -71,7 +93,7 @@ def test_effective_rank_is_exact_within_the_basis(full_width):
         shares = sigmas(segment).square()
         shares = shares / shares.sum(-1, keepdim=True)
         expected = torch.special.entr(shares).sum(-1).exp().mean() / 16
-        assert float(statistics.effective_rank(segment)) == pytest.approx(float(expected), abs=1e-6)
+        assert float(statistics.effective_rank(view_of(segment))) == pytest.approx(float(expected), abs=1e-6)
 
 
 def test_effective_rank_of_a_truncated_basis_stays_near(make_toy_layer):
@@ -82,7 +104,7 @@ def test_effective_rank_of_a_truncated_basis_stays_near(make_toy_layer):
     shares = sigmas(narrow).square()
     expected = torch.special.entr(shares / shares.sum(-1, keepdim=True)).sum(-1).exp().mean() / 16
     assert narrow.settings.width == 13
-    assert float(statistics.effective_rank(narrow)) == pytest.approx(float(expected), rel=0.02)
+    assert float(statistics.effective_rank(view_of(narrow))) == pytest.approx(float(expected), rel=0.02)
     assert wide.settings.width == 8
 
 
@@ -91,8 +113,8 @@ def test_spectral_share_and_stable_rank_converge_on_a_stationary_stream(repeated
     errors = []
     for segment in repeated_text:
         shares = sigmas(segment)[:, 0].square() / segment.grams.total
-        spectral = float(statistics.spectral_share(segment) / shares.mean()) - 1
-        errors.append((spectral, float(statistics.stable_rank(segment) * 16 / (1 / shares).mean()) - 1))
+        spectral = float(statistics.spectral_share(view_of(segment)) / shares.mean()) - 1
+        errors.append((spectral, float(statistics.stable_rank(view_of(segment)) * 16 / (1 / shares).mean()) - 1))
     assert errors[-1] == pytest.approx((0, 0), abs=1e-6)
     assert errors[0][0] < -0.01
 
@@ -101,7 +123,7 @@ def test_spectral_share_never_exceeds_the_truth(full_width):
     """A Rayleigh quotient is below σ₁²/‖S‖², and within 20 % of it when every segment is new text."""
     for segment in full_width[5:]:
         exact = float((sigmas(segment)[:, 0].square() / segment.grams.total).mean())
-        assert 0.8 * exact < float(statistics.spectral_share(segment)) <= exact * (1 + 1e-12)
+        assert 0.8 * exact < float(statistics.spectral_share(view_of(segment))) <= exact * (1 + 1e-12)
 
 
 def test_spectral_share_is_a_rayleigh_quotient(full_width, with_power):
@@ -110,8 +132,18 @@ def test_spectral_share_is_a_rayleigh_quotient(full_width, with_power):
     exact = cold(segment.grams, 16)
     shares = exact.energies[:, 0] / segment.grams.total
     leading, fourth = (with_power(segment, exact.key[..., column]) for column in (0, 3))
-    assert float(statistics.spectral_share(leading)) == pytest.approx(float(shares.mean()), abs=1e-9)
-    assert float(statistics.spectral_share(fourth)) < float(shares.mean())
+    assert float(statistics.spectral_share(view_of(leading))) == pytest.approx(float(shares.mean()), abs=1e-9)
+    assert float(statistics.spectral_share(view_of(fourth))) < float(shares.mean())
+
+
+def test_spectral_norm_is_the_leading_singular_value_of_the_scores(full_width, with_power):
+    """With the leading direction, log₁₀₀(1 + σ₁/√(dTn)) of a dense decomposition to 1e-9; the paper's Eq. 18."""
+    segment = full_width[5]
+    leading = with_power(segment, cold(segment.grams, 16).key[..., 0])
+    rows, keys = segment.queries.shape[-2], segment.keys.shape[-2]
+    scaled = sigmas(segment)[:, 0] / (16 * rows * keys) ** 0.5
+    expected = float((1 + scaled).log().mean()) / math.log(100)
+    assert float(statistics.spectral_norm(view_of(leading))) == pytest.approx(expected, abs=1e-9)
 
 
 def test_nuclear_share_orders_segments_as_the_nuclear_norm_does(make_rows, make_toy_layer):
@@ -124,7 +156,7 @@ def test_nuclear_share_orders_segments_as_the_nuclear_norm_does(make_rows, make_
         segment = stream.advance(*rows)
         values = sigmas(segment)
         exact.append(float((values.sum(-1) / (4 * torch.linalg.vector_norm(values, dim=-1))).mean()))
-        found.append(float(statistics.nuclear_share(segment)))
+        found.append(float(statistics.nuclear_share(view_of(segment))))
     assert spearmanr(found, exact).statistic > 0.9
     assert all(high >= low - 1e-9 for high, low in zip(found, exact, strict=True))
 
@@ -135,38 +167,80 @@ def test_nuclear_share_is_the_sum_of_column_norms(full_width):
     factor = torch.linalg.qr(segment.keys.double()).R
     norms = torch.linalg.vector_norm(factor @ segment.queries.double().mT, dim=-1).sum(-1)
     expected = (norms / (4 * segment.grams.total.sqrt())).mean()
-    assert float(statistics.nuclear_share(segment)) == pytest.approx(float(expected), abs=1e-6)
+    assert float(statistics.nuclear_share(view_of(segment))) == pytest.approx(float(expected), abs=1e-6)
 
 
 def test_drift_tells_a_turned_subspace_from_a_steady_one(make_toy_layer, repeated_text):
     """0 at first and in a calibrated basis, under .06 on repeated text; over .3 when the text turns away."""
-    steady = [float(statistics.subspace_drift(segment)) for segment in repeated_text]
+    steady = [float(statistics.subspace_drift(view_of(segment))) for segment in repeated_text]
     assert steady[0] == 0
     assert max(steady) < 0.06
     calibrated = make_toy_layer("calibrated").run()[-1]
-    assert float(statistics.subspace_drift(calibrated)) == pytest.approx(0, abs=1e-9)
+    assert float(statistics.subspace_drift(view_of(calibrated))) == pytest.approx(0, abs=1e-9)
     layer = make_toy_layer("refreshed")
     turn = torch.linalg.qr(torch.randn(16, 16, generator=torch.Generator().manual_seed(0))).Q
     tensors = [torch.cat([tensor[:, :40], 30 * tensor[:, 40:] @ turn], dim=1) for tensor in layer.tensors]
     turned = run_stream(layer.fresh(), tensors, layer.segments)[-1]
-    assert float(statistics.subspace_drift(turned)) > 0.3
+    assert float(statistics.subspace_drift(view_of(turned))) > 0.3
 
 
-def test_every_statistic_is_finite_about_unit_scale_and_priced(toy_layer):
-    """Shape as declared, within [-0.1, 1.1], a positive cost and a source: what the observation relies on."""
-    for segment in toy_layer.run():
-        for name, statistic in STATISTICS.items():
-            found = statistic.function(segment)
-            assert found.shape == ((4,) if statistic.per_rank else ()), name
-            assert bool(((found > -0.1) & (found < 1.1)).all()), name
-            assert statistic.flops(segment.settings.shape, segment.settings.width) > 0
-            assert statistic.source
+@pytest.fixture(scope="module")
+def real(bundled_layers):
+    """Every third segment of real attention: (layer, segment, singular values), all layers, four kinds of text."""
+    settings = default_settings(bundled_layers.shape)
+    found = []
+    for span in bundled_layers.spans:
+        for layer, tensors in enumerate(span):
+            stream = LayerStream(settings, bundled_layers.bases[layer], 2048)
+            found += [(layer, segment, core_sigmas(segment)) for segment in run_stream(stream, tensors, 16)[::3]]
+    return found
 
 
-def test_statistics_of_no_scores_are_finite(make_toy_layer):
-    """All-zero queries: no NaN reaches an observation."""
-    layer = make_toy_layer("refreshed")
-    queries, keys, values = (tensor[:, :8] for tensor in layer.tensors)
-    segment = layer.fresh().advance(0 * queries, keys, values)
+def core_sigmas(segment):
+    """`sigmas` by triangular factors of queries and keys, for segments whose block is large, (kv_heads, dim)."""
+    query, key = (torch.linalg.qr(rows.double()).R for rows in (segment.queries, segment.keys))
+    return torch.linalg.svdvals(query @ key.mT)
+
+
+def default_settings(shape):
+    """The default ranks in a refreshed basis."""
+    return StreamSettings(shape, tuple(RankCost(r, r) for r in (8, 12, 16, 20, 24, 32, 40, 64)), "refreshed")
+
+
+def test_nuclear_share_orders_real_segments_as_the_nuclear_norm_does(real):
+    """Rank correlation over .94 over layers and text, over .6 within each layer; 1.2 to 1.9 times the exact norm."""
+    layers = np.array([layer for layer, _, _ in real])
+    found = np.array([float(statistics.nuclear_share(view_of(segment))) for _, segment, _ in real])
+    shares = [s.sum(-1) / (8 * torch.linalg.vector_norm(s, dim=-1)) for _, _, s in real]
+    exact = np.array([float(share.mean()) for share in shares])
+    assert spearmanr(found, exact).statistic > 0.94
+    assert all(spearmanr(found[layers == k], exact[layers == k]).statistic > 0.6 for k in range(4))
+    assert ((found / exact > 1.2) & (found / exact < 1.9)).all()
+
+
+def test_streaming_spectral_norm_is_near_the_svd_on_real_segments(real):
+    """σ₁ never above an SVD's, at most 13 % below, under 2 % below in the median; the order of segments over .98.
+
+    A step from the calibrated direction at every segment anew is up to 18 % below, and orders segments at .95.
+    """
+    pairs = []
+    for _, segment, exact in real:
+        share = exact[:, 0].square() / exact.square().sum(-1)
+        pairs.append((float(statistics.spectral_share(view_of(segment))), float(share.mean())))
+    found, exact = np.array(pairs).T
+    ratio = np.sqrt(found / exact)
+    assert ratio.max() < 1 + 1e-9
+    assert ratio.min() > 0.87
+    assert np.median(ratio) > 0.98
+    assert spearmanr(found, exact).statistic > 0.98
+
+
+def test_every_statistic_is_in_its_range_on_real_segments(real):
+    """Shape as declared, within [low, high], and not the same number everywhere: it tells segments apart."""
     for name, statistic in STATISTICS.items():
-        assert bool(torch.isfinite(statistic.function(segment)).all()), name
+        if statistic.level == "segment":
+            shape = {"ranks": 8, "kv_heads": 4}
+            wanted = tuple(shape[axis] for axis in statistic.shape)
+            found = torch.stack([statistic.value(view_of(segment), wanted) for _, segment, _ in real])
+            assert bool(((found >= statistic.low - 1e-9) & (found <= statistic.high + 1e-9)).all()), name
+            assert float(found.std(0).max()) > 0.01, name

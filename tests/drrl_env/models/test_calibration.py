@@ -51,10 +51,12 @@ def test_calibrating_twice_gives_the_same_bits(llama: LanguageModel, texts: list
 def test_a_saved_calibration_comes_back_bit_for_bit(
     model: LanguageModel, fitted: dict[str, Calibration], tmp_path: Path
 ) -> None:
-    """The digest survives, and no partial file stays behind."""
+    """Its digest and that of the model survive, and no partial file stays behind."""
     path = tmp_path / "calibration.safetensors"
     save_calibration(fitted[model.name], path)
-    assert load_calibration(path).digest() == fitted[model.name].digest()
+    found = load_calibration(path)
+    assert found.digest() == fitted[model.name].digest()
+    assert found.model_digest == fitted[model.name].model_digest == model.digest
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -69,17 +71,32 @@ def drop_a_tensor(path: Path) -> None:
     """A file of another version."""
     with safe_open(path, "pt") as file:
         kept = {name: file.get_tensor(name) for name in file.keys() if name != "weights"}  # noqa: SIM118
-    save_file(kept, path, metadata={"digest": "0"})
+        facts = file.metadata()
+    save_file(kept, path, metadata=facts)
+
+
+def drop_the_model(path: Path) -> None:
+    """A file that does not say whose weights it was fitted to."""
+    with safe_open(path, "pt") as file:
+        kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        digest = file.metadata()["digest"]
+    save_file(kept, path, metadata={"digest": digest})
 
 
 @pytest.mark.parametrize(
     "damage",
-    [flip_a_bit, drop_a_tensor, lambda path: path.write_bytes(path.read_bytes()[:-100]), lambda path: path.unlink()],
+    [
+        flip_a_bit,
+        drop_a_tensor,
+        drop_the_model,
+        lambda path: path.write_bytes(path.read_bytes()[:-100]),
+        lambda path: path.unlink(),
+    ],
 )
 def test_a_damaged_calibration_is_refused_in_one_line(
     llama: LanguageModel, fitted: dict[str, Calibration], tmp_path: Path, damage: object
 ) -> None:
-    """A flipped bit, a missing tensor, a short file, none: each names the file and says to delete it."""
+    """A flipped bit, no tensor, no model, a short file, no file: each names the file and says to delete it."""
     path = tmp_path / "calibration.safetensors"
     save_calibration(fitted[llama.name], path)
     damage(path)  # type: ignore[operator]
@@ -149,8 +166,9 @@ def test_embeddings_are_whitened_on_the_calibration_text(
 
 
 def test_the_shipped_calibration_is_of_the_shipped_weights(bundled: LanguageModel) -> None:
-    """Weight statistics of every layer agree to 1e-4: weights that were trained on without refitting do not."""
+    """It carries their digest, and its weight statistics agree to 1e-4; weights trained on without refitting do not."""
     shipped = load_calibration(bundled_folder() / "calibration.safetensors")
+    assert shipped.model_digest == bundled.digest
     for layer in range(bundled.layers):
         fresh = weight_statistics(projection_weights(bundled.network, layer)).float()
         torch.testing.assert_close(shipped.weights[layer], fresh, rtol=1e-4, atol=1e-5)

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, OPTCon
 
 from drrl_env.lowrank.attention import full_attention
 from drrl_env.lowrank.grams import group_queries
-from drrl_env.models.capture import attention_modules, capture, recording
+from drrl_env.models.capture import attention_modules, capture, driving, recording
 from drrl_env.models.language_model import LanguageModel, bundled_folder, load_language_model, projection_weights
 
 TINY = {"vocab_size": 4096, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -197,3 +197,48 @@ def test_projection_weights_are_the_ones_that_make_q_k_and_v(model: LanguageMode
 def test_projection_weights_of_other_layouts(name: str, save_tiny: Any, ids: Tensor) -> None:
     """NeoX keeps q, k, v head by head: cutting its matrix in three gives values that are off by 1.2."""
     check_projections(load_language_model(str(save_tiny(name, ODD_CONFIGS[name]))), ids)
+
+
+def test_a_driver_stands_in_for_attention(model: LanguageModel, ids: Tensor) -> None:
+    """One that attends as the model does gives its logits (1e-5); heads in another order are off by .6 and more."""
+
+    def driver(module: nn.Module, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        return attend(queries, keys, values).unflatten(1, (len(queries), -1)).transpose(0, 1)
+
+    with torch.no_grad():
+        wanted = model.network(input_ids=ids[None]).logits
+        with driving(driver):
+            found = model.network(input_ids=ids[None]).logits
+    assert relative(found, wanted) < 1e-5
+
+
+def test_a_driver_gets_queries_of_plain_scores(save_tiny: Any, ids: Tensor) -> None:
+    """GPT-2's layer factor is in the queries, so that a driver needs none of its own."""
+    model = load_language_model(str(save_tiny("gpt2-other-factors", ODD_CONFIGS["gpt2-other-factors"])))
+    wanted = capture(model.network, ids).layers
+    shown: list[tuple[Tensor, ...]] = []
+
+    def driver(module: nn.Module, *tensors: Tensor) -> Tensor:
+        shown.append(tensors)
+        return attend(*tensors).unflatten(1, (len(tensors[0]), -1)).transpose(0, 1)
+
+    with torch.no_grad(), driving(driver):
+        model.network(input_ids=ids[None])
+    for found, layer in zip(shown, wanted, strict=True):
+        assert all(relative(one, other) < 1e-5 for one, other in zip(found, layer, strict=True))
+
+
+def test_a_driver_is_seen_by_a_recording_and_gone_after_an_error(bundled: LanguageModel, ids: Tensor) -> None:
+    """What a driver lets through is what layer 1 is recorded with; one that raises is in force no longer."""
+
+    def fails(*_: Any) -> Tensor:
+        raise RuntimeError("injected")
+
+    wanted = capture(bundled.network, ids)
+    with torch.no_grad(), driving(lambda *tensors: torch.zeros_like(tensors[1])), recording() as found:
+        bundled.network(input_ids=ids[None])
+    assert torch.equal(found.layers[0][0], wanted.layers[0][0])
+    assert relative(found.layers[1][0], wanted.layers[1][0]) > 1e-2
+    with pytest.raises(RuntimeError, match="injected"), driving(fails):
+        bundled.network(input_ids=ids[None])
+    assert torch.equal(capture(bundled.network, ids).log_likelihood, wanted.log_likelihood)
