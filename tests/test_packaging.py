@@ -21,6 +21,9 @@ NEEDED = (
     "drrl_env/data/text/test-prose.txt.xz",
     "drrl_env/data/LICENSES.md",
     "drrl_env/data/PSF-LICENSE.txt",
+    "drrl_env/envs/guards/refreshed.safetensors",
+    "drrl_env/envs/guards/calibrated.safetensors",
+    "drrl_env/envs/timings/intel-xeon-2-cores.csv",
     "drrl_agents/cli.py",
     "drrl_policies/transformer.py",
 )

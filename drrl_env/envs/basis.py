@@ -9,18 +9,18 @@ import numpy as np
 from drrl_env.envs.history import free, previous_rank, window_ranks
 from drrl_env.envs.mechanism import Bools, Doubles, Effects, Floats, Integers, Lanes
 from drrl_env.envs.observation import Entry
-from drrl_env.envs.ranks import distances
 from drrl_env.envs.settings import Guard
 from drrl_env.envs.store import Store
+from drrl_env.envs.streamed import Streamed
 from drrl_env.envs.world import World
-from drrl_env.lowrank.flops import full_flops, kind_flops, product_flops
+from drrl_env.lowrank.flops import kind_flops, product_flops
 
 KINDS = ("calibrated", "kept", "refreshed")
 """What a segment's score basis may be, in the order of the action."""
 CALIBRATED, KEPT, REFRESHED = range(3)
 
 
-class BasisMechanism:
+class BasisMechanism(Streamed):
     """An action is (rank, kind of basis); the state is (rank, what is cached, slot).
 
     Cached is 0 for the calibrated basis (and after full rank, when nothing is) and 1 for the slot's; slot 0 means that
@@ -41,32 +41,25 @@ class BasisMechanism:
     def __init__(self, store: Store, guard: Guard) -> None:
         if guard.kind == "conformal":
             raise ValueError("guard='conformal': its promise covers no kept bases; use 'paper' or 'off'")
-        self.store, self.world, self.guard = store, store.world, guard
-        self._ranks, self._segments = len(self.world.ranks), self.world.segments
+        super().__init__(store, guard)
         self.sizes: tuple[int, ...] = (self._ranks, len(KINDS))
         self.start: tuple[int, ...] = (self._ranks - 1, 0, 0)
         self.state_sizes: tuple[int, ...] = (self._ranks, 2, self._segments + 1)
         self.flops, self.catching_up = _flops(self.world), _catching_up(self.world)
-        self.full_flops = np.array([full_flops(self.world.shape, t) for t in range(self._segments)])
-        self.mean_full = float(self.full_flops.mean())
-        self._limits = np.array([guard.limit(t) for t in range(self._segments)])
-        self._nearest = distances(self.world.ranks)
-        self._one_hot = np.eye(self._ranks, dtype=np.float32)
         self._cached = np.eye(3, dtype=np.float32)
-        self._shares = np.array(self.world.ranks, np.float32) / np.float32(self.world.shape.dim)
         self.entries: tuple[Entry, ...] = (previous_rank(self._ranks), window_ranks(), *_entries(self._ranks))
 
     def prepare(self, lanes: Lanes, lane: int) -> None:
         """Streams the segment, and measures the changes between the bases in hand."""
+        super().prepare(lanes, lane)
         block, position = int(lanes.block[lane]), min(int(lanes.position[lane]), self._segments - 1)
-        self.store.ensure_segment(block, position)
         slot = int(lanes.state[lane, 2])
         if slot <= position:
             self.store.ensure_source_changes(block, position, slot)
 
     def ready(self, lanes: Lanes) -> Bools:
         """Whether both were done."""
-        found: Bools = self.store.ready.take(lanes.block) > lanes.position
+        found = super().ready(lanes)
         if not found.all():
             return found
         return ~np.isnan(self._energies(lanes, CALIBRATED)[:, 0])

@@ -17,8 +17,8 @@ from drrl_env.envs.costs import FlopsCost, resolve_cost
 from drrl_env.envs.game import Rules
 from drrl_env.envs.mechanism import Bools, Doubles
 from drrl_env.envs.predictor import segment_evidence
-from drrl_env.envs.ranks import distances
 from drrl_env.envs.settings import Measurement, Reward
+from drrl_env.envs.streamed import distances
 from drrl_env.envs.world import open_world
 from drrl_env.lowrank.stream import Segment
 from drrl_env.models.capture import capture

@@ -10,20 +10,19 @@ import numpy as np
 from drrl_env.envs.history import previous_rank, window_ranks
 from drrl_env.envs.mechanism import Bools, Doubles, Effects, Floats, Integers, Lanes
 from drrl_env.envs.observation import Entry
-from drrl_env.envs.ranks import distances
-from drrl_env.envs.safety import Safety
 from drrl_env.envs.settings import Guard
 from drrl_env.envs.store import Store
+from drrl_env.envs.streamed import Streamed
 from drrl_env.lowrank.cost_tables import mixed_tables
 
 
-class HeadsMechanism:
+class HeadsMechanism(Streamed):
     """An action is a candidate rank per query head; the state is the ranks executed last.
 
     Where the ranks of a group of query heads differ, the key side pays for the largest. The paper's guard gives every
-    head an equal share of ε_t²; the conformal one allows a
-    head what is safe for all of them at ε_t/√m, m the most different reduced ranks there can be: the squared error of
-    heads at different ranks is at most the sum over those ranks of what all heads would lose at each.
+    head an equal share of ε_t²; the conformal one allows a head what is safe for all of them at ε_t/√m, m the most
+    different reduced ranks there can be: the squared error of heads at different ranks is at most the sum over those
+    ranks of what all heads would lose at each.
 
     Args:
         store: what was measured.
@@ -31,8 +30,7 @@ class HeadsMechanism:
     """
 
     def __init__(self, store: Store, guard: Guard) -> None:
-        self.store, self.world, self.guard = store, store.world, guard
-        self._ranks, self._segments = len(self.world.ranks), self.world.segments
+        super().__init__(store, guard)
         self.heads, self.masked = self.world.shape.heads, guard.kind != "off"
         self.sizes, self.start = (self._ranks,) * self.heads, (self._ranks - 1,) * self.heads
         self.state_sizes = self.sizes
@@ -41,29 +39,9 @@ class HeadsMechanism:
             mixed_tables(stream.shape, self._segments, stream.costs, stream.basis, stream.width)
             for stream in self.world.streams
         ]
-        shape = self.world.shape
-        self.full_flops = np.array([self.tables[0].queries[t, -1] * shape.heads for t in range(self._segments)])
-        self.mean_full = float(self.full_flops.mean())
-        limits = np.array([guard.limit(t) for t in range(self._segments)])
-        mixed = min(self.heads, self._ranks - 1)
+        limits, mixed = self._limits, min(self.heads, self._ranks - 1)
         self._limits = limits * limits / self.heads if guard.kind == "paper" else limits / np.sqrt(mixed)
-        self._safety = Safety(store, guard) if guard.kind == "conformal" else None
-        self._nearest = distances(self.world.ranks)
-        self._one_hot = np.eye(self._ranks, dtype=np.float32)
-        self._shares = np.array(self.world.ranks, np.float32) / np.float32(self.world.shape.dim)
         self._each = np.arange(self.heads)
-
-    def prepare(self, lanes: Lanes, lane: int) -> None:
-        """Streams the segment, and those before it."""
-        block, position = int(lanes.block[lane]), min(int(lanes.position[lane]), self._segments - 1)
-        self.store.ensure_segment(block, position)
-        if self._safety is not None:
-            self._safety.prepare(block, position)
-
-    def ready(self, lanes: Lanes) -> Bools:
-        """Whether the segment was streamed."""
-        found: Bools = self.store.ready.take(lanes.block) > lanes.position
-        return found if self._safety is None else found & self._safety.ready(lanes)
 
     def effects(self, lanes: Lanes, actions: Integers) -> Effects:
         """Adds up what the heads do."""

@@ -10,12 +10,12 @@ from drrl_env.envs.costs import CostModel, FlopsCost
 from drrl_env.envs.history import previous_rank, window_ranks
 from drrl_env.envs.mechanism import Bools, Doubles, Effects, Floats, Integers, Lanes
 from drrl_env.envs.observation import Entry
-from drrl_env.envs.safety import Safety
 from drrl_env.envs.settings import Guard
 from drrl_env.envs.store import Store
+from drrl_env.envs.streamed import Streamed
 
 
-class RankMechanism:
+class RankMechanism(Streamed):
     """An action is a candidate rank; the state is the one executed last.
 
     Args:
@@ -25,41 +25,21 @@ class RankMechanism:
     """
 
     def __init__(self, store: Store, guard: Guard, cost: CostModel) -> None:
-        self.store, self.world, self.guard, self.cost_model = store, store.world, guard, cost
-        self._ranks, self._segments = len(self.world.ranks), self.world.segments
+        super().__init__(store, guard)
+        self.cost_model = cost
         self.sizes: tuple[int, ...] = (self._ranks,)
         self.start: tuple[int, ...] = (self._ranks - 1,)
         self.state_sizes: tuple[int, ...] = (self._ranks,)
         self.masked, self.heads = guard.kind != "off", 1
         self.entries: tuple[Entry, ...] = (previous_rank(self._ranks), window_ranks())
-        flops = FlopsCost()
-        self.flops, self.full_flops = flops.table(self.world), flops.full(self.world)
-        same = cost.name == flops.name
+        self.flops, same = FlopsCost().table(self.world), cost.name == FlopsCost.name
         self.cost = self.flops if same else cost.table(self.world)
         self.full_cost = self.full_flops if same else cost.full(self.world)
-        self.mean_full = float(self.full_flops.mean())
         self._mean_cost = float(self.full_cost.mean())
         self._flat_flops, self._flat_cost = self.flops.reshape(-1), None if same else self.cost.reshape(-1)
         self._full_ratio = self.full_cost / self._mean_cost
-        self._limits = np.array([guard.limit(t) for t in range(self._segments)])
-        self._safety = Safety(store, guard) if guard.kind == "conformal" else None
-        self._nearest = distances(self.world.ranks)
         self._candidates = np.array(self.world.ranks)
         self._value_ranks = np.array([[cost.value_rank for cost in stream.costs] for stream in self.world.streams])
-        self._one_hot = np.eye(self._ranks, dtype=np.float32)
-        self._shares = np.array(self.world.ranks, np.float32) / np.float32(self.world.shape.dim)
-
-    def prepare(self, lanes: Lanes, lane: int) -> None:
-        """Streams the segment, and those before it."""
-        block, position = int(lanes.block[lane]), min(int(lanes.position[lane]), self._segments - 1)
-        self.store.ensure_segment(block, position)
-        if self._safety is not None:
-            self._safety.prepare(block, position)
-
-    def ready(self, lanes: Lanes) -> Bools:
-        """Whether the segment was streamed."""
-        found: Bools = self.store.ready.take(lanes.block) > lanes.position
-        return found if self._safety is None else found & self._safety.ready(lanes)
 
     def effects(self, lanes: Lanes, actions: Integers) -> Effects:
         """Gathers what the ranks do."""
@@ -141,11 +121,3 @@ class RankMechanism:
     def states(self, position: int) -> Integers:
         """Every rank, executed last."""
         return np.arange(self._ranks)[:, None]
-
-
-def distances(ranks: tuple[int, ...]) -> Doubles:
-    """Distance between a wanted and an executed rank, (wanted, executed); of two equally near the upper one wins."""
-    values = np.array(ranks, float)
-    apart = np.abs(values[:, None] - values[None, :])
-    found: Doubles = apart - 0.25 * (values[None, :] > values[:, None])
-    return found
