@@ -178,7 +178,7 @@ class BasisMechanism(Streamed):
         return {
             "rank": [cost.rank for cost in costs],
             "value_rank": [cost.value_rank for cost in costs],
-            "choice": choices,
+            "choice": list(map(tuple, choices)),
             "basis": names,
             "basis_age": [age if name == "kept" else 0 for age, name in zip(ages, names, strict=True)],
         }

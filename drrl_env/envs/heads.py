@@ -118,11 +118,12 @@ class HeadsMechanism(Streamed):
         return {"previous_rank": previous, "window_ranks": lanes.history.copy()}
 
     def describe(self, lanes: Lanes, actions: Integers) -> Mapping[str, list[object]]:
-        """Rank, value rank and choice of every head."""
+        """Rank, value rank and choice of every head; tuples, since the simulator remembers them."""
         layers, choices = lanes.layer.tolist(), actions.tolist()
         costs = [[self.world.streams[k].costs[a] for a in row] for k, row in zip(layers, choices, strict=True)]
-        ranks: list[object] = [[cost.rank for cost in row] for row in costs]
-        return {"rank": ranks, "value_rank": [[cost.value_rank for cost in row] for row in costs], "choice": choices}
+        ranks: list[object] = [tuple(cost.rank for cost in row) for row in costs]
+        values: list[object] = [tuple(cost.value_rank for cost in row) for row in costs]
+        return {"rank": ranks, "value_rank": values, "choice": list(map(tuple, choices))}
 
     def states(self, position: int) -> Integers:
         """Every combination of the ranks executed last, (ranks ** heads, heads): few heads only."""

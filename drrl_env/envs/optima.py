@@ -72,6 +72,8 @@ def oracle(task: str, instance: str, **arguments: Any) -> Optimum:
         ValueError: an argument is wrong or missing; one line that names it, its value and the remedy.
     """
     question = ask(task, instance, arguments)
+    if question.arena.play.vector:
+        raise ValueError(f"task={task!r}: its reward is a vector, which has no one optimum; use drrl_env.pareto")
     return solve(question)
 
 

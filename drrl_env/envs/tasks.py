@@ -39,7 +39,6 @@ class Task:
         timed: whether a latency model knows its transitions.
         statistics: what is observed by default; None for `DEFAULT_STATISTICS`.
         parameter: argument with the range of what is drawn for an episode; None where nothing is.
-        layers: whether an episode runs through all layers.
         bases: values of `basis=` that make sense in it; the first is its default.
         oracle: what the docs say of its oracle.
     """
@@ -98,7 +97,7 @@ _TABLE = (
     ),
     Task(
         "DRRL-Attention-Continuous-v0",
-        "the same for SAC, TD3, DDPG, TQC, CrossQ: a number in [-1, 1] instead of an index",
+        "the same for SAC, TD3, DDPG, TQC and (observations flattened) CrossQ: a number in [-1, 1] instead of an index",
         _tabular(_ranks, _linear),
         BoxCodec(),
         oracle="exact on its grid of candidate ranks, as DRRL-Attention-v0",

@@ -70,7 +70,7 @@ def played(task: str, case: dict[str, Any]) -> dict[str, Any]:
         "actions": actions,
         "rewards": [np.asarray(step[1], float).round(7).tolist() for step in steps],
         "flops": [info["flops"] for info in infos],
-        "choices": [info["choice"] for info in infos],
+        "choices": [np.array(info["choice"]).tolist() for info in infos],
         "masked": [info["masked_action"] for info in infos],
         "terminated": bool(steps[-1][2]),
     }

@@ -150,6 +150,7 @@ def test_the_exact_front_dominates_every_sequence() -> None:
         ("DRRL-Tolerance-v0", f"{URI}?layer=1", {}, "tolerance=None", "info['tolerance']"),
         ("DRRL-Budget-v0", f"{URI}?layer=1", {"budget": 0.01}, "budget", "use at least"),
         ("DRRL-Attention-v1", f"{URI}?layer=1", {}, "DRRL-Attention-v1", "DRRL-Attention-v0"),
+        ("DRRL-Attention-MO-v0", f"{URI}?layer=1", {}, "DRRL-Attention-MO-v0", "drrl_env.pareto"),
     ],
 )
 def test_a_question_that_cannot_be_answered_says_why(
