@@ -195,11 +195,27 @@ def open_arena(task_id: str, lanes: int, given: Mapping[str, Any]) -> Arena:
     task, arguments = TASKS[task_id], known_arguments(task_id, given)
     rules = task_rules(task, arguments)
     world = open_world(rules.measurement)
-    pool = instance_pool(world, arguments.split, arguments.instances, arguments.text)
+    wanted, layer = named_layer(arguments.instances, arguments.layer)
+    pool = instance_pool(world, arguments.split, wanted, arguments.text)
     play = task.play(rules, lanes)
-    layers = play.playable(check_layers(world, arguments.layer))
+    layers = play.playable(check_layers(world, layer))
     spaces_ = task.codec.space(play.sizes), observation_space(play.entries)
     return Arena(task, rules, play, pool, layers, *spaces_, {found.uri: found for found in pool}, lanes)
+
+
+def named_layer(wanted: int | Sequence[str] | None, layer: int | None) -> tuple[int | Sequence[str] | None, int | None]:
+    """Instances without the layer that `?layer=N` behind their URIs names, and that layer.
+
+    Raises:
+        ValueError: the URIs, and `layer=`, name several.
+    """
+    if wanted is None or isinstance(wanted, (str, int, np.integer)):
+        return wanted, layer
+    parts = [parse_uri(uri) for uri in wanted]
+    named = {each for _, each in parts} | ({layer} if layer is not None else set())
+    if len(named - {None}) > 1 or (None in named and len(named) > 1 and layer is None):
+        raise ValueError(f"instances={list(wanted)!r}: they name different layers; name one layer, or none")
+    return [uri for uri, _ in parts], next(iter(named - {None}), None)
 
 
 def task_rules(task: Task, arguments: Arguments) -> Rules:

@@ -24,7 +24,8 @@ class Arguments:
         value_rank: `balanced`, `same`, a number, or None for full values.
         basis: `refreshed` or `calibrated`; None for the task's own.
         split: `train`, `validation` or `test`; None for train, or for all spans of a user's own `text`.
-        instances: how many of the split, or a list of their URIs; None for all.
+        instances: how many of the split, or a list of their URIs (`?layer=N` behind them names the layer); None for
+            all.
         text: a user's own text file instead of the bundled text; of every four of its spans a split gets
             two (train) or one (validation, test).
         reward: `default` (the task's own), `paper` or a `Reward`.

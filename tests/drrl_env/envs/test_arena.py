@@ -115,3 +115,27 @@ def test_environments_of_the_same_arguments_share_their_tables() -> None:
     assert games[0] is games[1]
     assert games[0] is not games[2]
     assert games[0].store is games[2].store
+
+
+URI = "drrl://bundled/test/0007"
+
+
+def test_a_layer_may_be_named_behind_the_instances() -> None:
+    """`instances=["...?layer=2"]` plays that layer only; plain URIs and `layer=2` are the same environment."""
+    named = open_arena("DRRL-Attention-v0", 1, {"context": 512, "instances": [f"{URI}?layer=2"]})
+    plain = open_arena("DRRL-Attention-v0", 1, {"context": 512, "instances": [URI], "layer": 2})
+    assert (named.layers, named.pool) == (plain.layers, plain.pool) == ((2,), plain.pool)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"instances": [f"{URI}?layer=2", f"{URI}?layer=3"]},
+        {"instances": [f"{URI}?layer=2", "drrl://bundled/test/0008"]},
+        {"instances": [f"{URI}?layer=2"], "layer": 1},
+    ],
+)
+def test_several_layers_behind_the_instances_are_refused(arguments: dict[str, Any]) -> None:
+    """One line with the remedy: an environment draws from one layer or from all."""
+    with pytest.raises(ValueError, match="name one layer, or none"):
+        open_arena("DRRL-Attention-v0", 1, {"context": 512, **arguments})
