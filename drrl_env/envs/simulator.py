@@ -181,6 +181,9 @@ class Simulator:
             for t, c, e, f, q, s, m, a, i, k, r, v, x in rows
         ]  # fmt: skip
         self._add(found, batch)
+        if len(self.sizes) > 1:
+            for info in found:
+                info.update({name: list(info[name]) for name in DESCRIBED if isinstance(info[name], tuple)})
         return found
 
     def _names(self, where: Integers | None) -> tuple[list[str], list[int]]:
