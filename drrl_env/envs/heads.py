@@ -13,7 +13,7 @@ from drrl_env.envs.observation import Entry
 from drrl_env.envs.settings import Guard
 from drrl_env.envs.store import Store
 from drrl_env.envs.streamed import Streamed
-from drrl_env.lowrank.cost_tables import mixed_tables
+from drrl_env.lowrank.cost_tables import added, mixed_tables
 
 
 class HeadsMechanism(Streamed):
@@ -139,11 +139,3 @@ def combinations(sizes: Sequence[int]) -> Integers:
     if math.prod(sizes) > 1_000_000:
         raise ValueError(f"sizes={tuple(sizes)}: too many combinations to list; work head by head")
     return np.stack([axis.ravel() for axis in np.indices(tuple(sizes))], axis=-1)
-
-
-def added(parts: Doubles) -> Doubles:
-    """Sum over the last axis, one by one: the same bits for any number of lanes."""
-    found = parts[..., 0].copy()
-    for place in range(1, parts.shape[-1]):
-        found += parts[..., place]
-    return found

@@ -15,6 +15,7 @@ from drrl_env.envs.heads import combinations
 from drrl_env.envs.mechanism import Bools, Doubles, Effects, Integers, Lanes
 from drrl_env.envs.observation import WINDOW
 from drrl_env.envs.solvers.decision import DecisionProcess, random_value
+from drrl_env.lowrank.cost_tables import added
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,6 @@ class Process:
     Attributes:
         decision: rewards, next states and allowed actions, (segments, states, actions); NaN and False where no lane
             can be.
-        executed: number of the action carried out for each, (segments, states, actions).
         askable: whether masks let an agent ask for it, (segments, states, actions).
         actions: the actions by number, (actions, components).
         terms: terms of the reward, (segments, states, actions, terms).
@@ -32,7 +32,6 @@ class Process:
     """
 
     decision: DecisionProcess
-    executed: Integers
     askable: Bools
     actions: Integers
     terms: Doubles
@@ -62,11 +61,9 @@ def process(game: Game, block: int, parameter: float = 0.0) -> Process:
 
 
 def _empty(shape: tuple[int, int, int], terms: int, actions: Integers, start: int) -> Process:
-    numbers = np.zeros(shape, np.int64)
-    decision = DecisionProcess(np.full(shape, np.nan), numbers.copy(), np.zeros(shape, bool), start)
-    return Process(
-        decision, numbers, np.zeros(shape, bool), actions, np.full((*shape, terms), np.nan), np.full(shape, np.nan)
-    )
+    unknown, nowhere = np.full(shape, np.nan), np.zeros(shape, bool)
+    decision = DecisionProcess(unknown, np.zeros(shape, np.int64), nowhere, start)
+    return Process(decision, nowhere.copy(), actions, np.full((*shape, terms), np.nan), unknown.copy())
 
 
 def _lanes(game: Game, block: int, position: int, states: Integers, parameter: float) -> Lanes:
@@ -86,23 +83,17 @@ def _fill(found: Process, game: Game, position: int, rows: Integers, lanes: Lane
     effects = mechanism.effects(lanes, done)
     terms = np.stack(game.objective.score(effects, lanes), axis=-1)
     after = np.ravel_multi_index(tuple(mechanism.following(lanes, done).T), mechanism.state_sizes)
-    numbers = np.ravel_multi_index(tuple(done.T), mechanism.sizes)
-    _write(found, position, rows, terms, effects, after, numbers, (done == wanted).all(-1))
+    _write(found, position, rows, terms, effects, after, (done == wanted).all(-1))
     found.askable[position, rows] = _asked(allowed, wanted, mechanism.sizes).reshape(-1, count)
 
 
 def _write(
-    found: Process, position: int, rows: Integers, terms: Doubles, effects: Effects, after: Integers,
-    numbers: Integers, same: Bools,
-) -> None:  # fmt: skip
+    found: Process, position: int, rows: Integers, terms: Doubles, effects: Effects, after: Integers, same: Bools
+) -> None:
     size = (len(rows), len(found.actions))
-    rewards = terms[:, 0].copy()
-    for term in range(1, terms.shape[1]):
-        rewards += terms[:, term]
-    found.decision.rewards[position, rows] = rewards.reshape(size)
+    found.decision.rewards[position, rows] = added(terms).reshape(size)
     found.decision.following[position, rows] = after.reshape(size)
     found.decision.allowed[position, rows] = same.reshape(size)
-    found.executed[position, rows] = numbers.reshape(size)
     found.terms[position, rows] = terms.reshape(*size, -1)
     found.flops[position, rows] = effects.flops.reshape(size)
 

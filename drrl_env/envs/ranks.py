@@ -26,7 +26,6 @@ class RankMechanism(Streamed):
 
     def __init__(self, store: Store, guard: Guard, cost: CostModel) -> None:
         super().__init__(store, guard)
-        self.cost_model = cost
         self.sizes: tuple[int, ...] = (self._ranks,)
         self.start: tuple[int, ...] = (self._ranks - 1,)
         self.state_sizes: tuple[int, ...] = (self._ranks,)

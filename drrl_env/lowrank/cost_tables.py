@@ -122,7 +122,7 @@ class MixedTables:
         ranks, mixes = self.queries.shape[-1], self.keys.shape[-1]
         queries = self.queries.reshape(-1).take(positions[:, None] * ranks + chosen)
         moves = (positions[:, None] * mixes + self.mixes(previous)) * mixes + self.mixes(chosen)
-        return _added(queries) + _added(self.keys.reshape(-1).take(moves))
+        return added(queries) + added(self.keys.reshape(-1).take(moves))
 
 
 def mixed_tables(
@@ -138,9 +138,9 @@ def mixed_tables(
     return MixedTables(queries, keys, columns, lookup, shape.groups)
 
 
-def _added(parts: Doubles) -> Doubles:
-    """Sum over heads, one by one: the same bits for any number of lanes."""
-    found = parts[:, 0].copy()
-    for head in range(1, parts.shape[1]):
-        found += parts[:, head]
+def added(parts: Doubles) -> Doubles:
+    """Sum over the last axis, one by one: the same bits for any number of lanes."""
+    found: Doubles = parts[..., 0].copy()
+    for place in range(1, parts.shape[-1]):
+        found += parts[..., place]
     return found
