@@ -1,4 +1,4 @@
-# make setup | demo | test | test-slow | check | bench | docs
+# make setup | demo | test | test-slow | notebooks | check | bench | measure | policies | docs
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEMO ?= full
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test test-slow check bench clean
+.PHONY: setup demo test test-slow notebooks check bench clean
 
 setup: $(STAMP)
 
@@ -24,6 +24,11 @@ test: $(STAMP) check
 
 test-slow: $(STAMP)
 	$(BIN)/pytest -m slow
+	$(MAKE) notebooks
+
+# Executes the notebooks from top to bottom on their small settings, a minute or so each; nothing is written into them.
+notebooks: $(STAMP)
+	$(BIN)/pytest --nbmake --nbmake-timeout=900 notebooks
 
 check: $(STAMP)
 	$(BIN)/ruff check .
@@ -34,6 +39,7 @@ check: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/drrl bench update
 	$(BIN)/drrl bench env
+	$(BIN)/drrl bench decide
 	$(BIN)/drrl bench policy
 
 clean:
@@ -45,6 +51,7 @@ measure: $(STAMP)
 	rm -rf build/measure && mkdir -p build
 	$(BIN)/drrl bench update --json > benchmarks/update.json
 	$(BIN)/drrl bench env --json > benchmarks/env.json
+	$(BIN)/drrl bench decide --json > build/decide.json && mv build/decide.json benchmarks/decide.json
 	$(BIN)/drrl bench policy --json > benchmarks/policy.json
 	$(BIN)/drrl demo --logdir build/measure
 	cp build/measure/DRRL-Attention-v0/compare-test/comparison.csv benchmarks/
@@ -55,7 +62,19 @@ measure: $(STAMP)
 	$(BIN)/python -m drrl_env.envs.describe --write
 	$(BIN)/python benchmarks/readme.py
 
-# The pages in docs/, from docstrings, tables and benchmarks/tasks.json; a test fails when one is stale.
+# Trains, compares and exports the policies that ship; takes long, and goes on where it was stopped.
+.PHONY: policies
+policies: $(STAMP)
+	$(BIN)/python benchmarks/policies.py train
+	$(BIN)/python benchmarks/policies.py compare
+	$(BIN)/python benchmarks/policies.py ship
+	$(BIN)/python benchmarks/curves.py runs/DRRL-Tolerance-v0
+	$(BIN)/python benchmarks/readme.py
+
+# The generated pages in docs/, from docstrings, tables and benchmarks/*.json; a test fails when one is stale.
 .PHONY: docs
 docs: $(STAMP)
+	$(BIN)/python -m drrl_agents.algorithm_page --write
+	$(BIN)/python benchmarks/guard_page.py
 	$(BIN)/python -m drrl_env.envs.describe --write
+	$(BIN)/python benchmarks/readme.py

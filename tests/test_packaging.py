@@ -15,6 +15,7 @@ NEEDED = (
     "drrl_env/py.typed",
     "drrl_env/models/bundled/model.safetensors",
     "drrl_env/models/bundled/calibration.safetensors",
+    "drrl_env/models/bundled/directions.safetensors",
     "drrl_env/models/bundled/tokenizer.json",
     "drrl_env/models/bundled/README.md",
     "drrl_env/data/splits.json",

@@ -1,4 +1,4 @@
-"""A trained agent as a policy: weights in safetensors beside a JSON config, so that loading runs no pickle."""
+"""Agents as policies: live ones as they are, trained ones from a run folder, whose files run no pickle."""
 
 from __future__ import annotations
 
@@ -9,70 +9,114 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from stable_baselines3.common.base_class import BaseAlgorithm
-from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from drrl_agents.algorithms import ALGORITHMS, make_algorithm
-from drrl_agents.tasks import Task
-from drrl_policies.base import Choices, Policy, Situation
+from drrl_agents.tasks import Task, check_played
+from drrl_env.envs.arena import Arena
+from drrl_env.envs.settings import one_of
+from drrl_policies.card import CODECS, Card, entries_of
+from drrl_policies.field import Field
+from drrl_policies.learnt import LearntPolicy
+from drrl_policies.networks import FAMILIES, describe
+from drrl_policies.trained import CARD, TrainedPolicy, load_trained, save_trained
+from drrl_policies.trained import WEIGHTS as WEIGHTS
 
-WEIGHTS, CONFIG = "policy.safetensors", "config.json"
+CONFIG = "config.json"
 
 
-class AgentPolicy(Policy):
-    """An SB3 agent, deterministic; it is charged for every entry of the observation and for its own FLOPs.
+class AgentPolicy(LearntPolicy):
+    """A live SB3 agent, deterministic; it is charged for every entry of the observation and for its own FLOPs.
 
     Args:
         model: the agent.
         name: its name in tables.
         masks: whether it honours action masks.
-
-    Attributes:
-        space: the observations it was built for.
+        sizes: number of choices in each component of an action.
+        entries: the observation it sees, flattened or not.
     """
 
-    def __init__(self, model: BaseAlgorithm, name: str, masks: bool) -> None:
-        self.name, self._model, self._masks = name, model, masks
-        self.space = model.observation_space
-        self.reads = frozenset(_spaces(model))
-        self.deciding_flops = decision_flops(model)
+    def __init__(
+        self, model: BaseAlgorithm, name: str, masks: bool, sizes: tuple[int, ...], entries: spaces.Dict
+    ) -> None:
+        codec = CODECS[type(model.action_space).__name__]
+        super().__init__(model.policy, name, masks, entries, codec, sizes, decision_flops(model))
 
-    def choose(self, situation: Situation) -> Choices:
-        """The agent's best choices."""
-        arguments: dict[str, Any] = {"action_masks": situation.masks} if self._masks else {}
-        choices, _ = self._model.predict(situation.observation, deterministic=True, **arguments)
-        return np.asarray(choices, np.int64)
+
+def as_policy(model: BaseAlgorithm, name: str, masks: bool, field: Field) -> AgentPolicy:
+    """An agent as a policy to be played on a field."""
+    return AgentPolicy(model, name, masks, field.sizes, field.arena.observation_space)
 
 
 def decision_flops(model: BaseAlgorithm) -> float:
-    """FLOPs of one decision, counted by PyTorch on one observation."""
-    zeros = {name: np.zeros((1, *(space.shape or ())), np.float32) for name, space in _spaces(model).items()}
-    observation, _ = model.policy.obs_to_tensor(zeros)
-    # PyTorch's counter sees neither the fused path of its encoder in evaluation mode nor fused attention on a CPU.
-    was_training = model.policy.training
-    model.policy.train()
+    """FLOPs of one decision, counted by PyTorch on one observation; zero where nothing of it is PyTorch's."""
+    policy, zeros, was_training = model.policy, _zeros(model.observation_space), model.policy.training
+    # PyTorch's counter sees neither the fused path of its encoder in evaluation mode nor fused attention on a CPU;
+    # but CrossQ's layers with running means can do nothing with one observation in training mode.
+    for module in policy.modules():
+        module.training = not any(True for _ in module.buffers(recurse=False))
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
-        model.policy._predict(observation, deterministic=True)
-    model.policy.train(was_training)
+        policy.set_training_mode = lambda mode: None  # type: ignore[method-assign]
+        policy.predict(zeros, episode_start=np.ones(1, bool), deterministic=True)
+    del policy.set_training_mode
+    policy.train(was_training)
     return float(counter.get_total_flops())
 
 
-def _spaces(model: BaseAlgorithm) -> dict[str, spaces.Space[Any]]:
-    """Entries of the observation it was built for."""
-    assert isinstance(model.observation_space, spaces.Dict)
-    return dict(model.observation_space.spaces)
+def _zeros(space: spaces.Space[Any]) -> Any:
+    """One observation of zeros."""
+    if isinstance(space, spaces.Dict):
+        return {name: np.zeros((1, *(each.shape or ())), np.float32) for name, each in space.spaces.items()}
+    return np.zeros((1, *(space.shape or ())), np.float32)
 
 
 def save_agent(model: BaseAlgorithm, folder: Path) -> None:
-    """Writes the policy's weights, atomically."""
-    tensors = {name: tensor.contiguous().clone() for name, tensor in model.policy.state_dict().items()}
-    partial = folder / (WEIGHTS + ".partial")
-    save_file(tensors, partial)
-    partial.replace(folder / WEIGHTS)
+    """Writes the policy's weights and card into a run folder, each file whole or not at all.
+
+    Args:
+        model: the agent.
+        folder: the run, its config written.
+
+    Raises:
+        ValueError: the folder is no run.
+        OSError: they cannot be written.
+    """
+    save_trained(model.policy, folder, card_of(model, read_config(folder)))
+
+
+def card_of(model: BaseAlgorithm, config: dict[str, Any]) -> Card:
+    """The card of an agent, not yet evaluated.
+
+    Args:
+        model: the agent, with the lanes it was trained in.
+        config: its run's config.
+    """
+    lanes = model.get_env()
+    assert lanes is not None
+    arena: Arena = lanes.get_attr("arena")[0]
+    task = task_of(config)
+    extractor, network = describe(model, config["algo"])
+    return Card(
+        task=task.env,
+        arguments=plain_arguments(task),
+        name=agent_name(config),
+        algorithm=config["algo"],
+        extractor=extractor,
+        network=network,
+        observation=entries_of(arena.observation_space),
+        actions=type(model.action_space).__name__,
+        sizes=tuple(int(size) for size in arena.play.sizes),
+        ranks=tuple(int(rank) for rank in arena.world.ranks),
+        deciding_flops=decision_flops(model),
+        command=str(config.get("command", "")),
+        versions=dict(config.get("versions", {})),
+    )
+
+
+def plain_arguments(task: Task) -> dict[str, Any]:
+    """Keyword arguments of the task's environment as JSON can hold them."""
+    return {name: str(value) if isinstance(value, Path) else value for name, value in task.arguments().items()}
 
 
 def read_config(folder: Path, argument: str = "run") -> dict[str, Any]:
@@ -102,13 +146,13 @@ def task_of(config: dict[str, Any]) -> Task:
     """The task a run was trained on."""
     values = dict(config["task"])
     values["text"] = None if values["text"] is None else Path(values["text"])
-    for name in ("ranks", "statistics"):
+    for name in ("ranks", "statistics", "tolerance", "budget"):
         given = values.get(name)  # runs from before there was a choice of statistics name none
         values[name] = None if given is None else tuple(given)
     return Task(**values)
 
 
-def load_agent(folder: Path, argument: str = "run") -> AgentPolicy:
+def load_agent(folder: Path, argument: str = "run") -> TrainedPolicy:
     """The trained agent of a run folder; reads JSON and safetensors only.
 
     Args:
@@ -116,29 +160,21 @@ def load_agent(folder: Path, argument: str = "run") -> AgentPolicy:
         argument: what the user calls it, for errors.
 
     Raises:
-        ValueError: the folder is not a finished run, or its weights are damaged or of another task.
+        ValueError: the folder is not a finished run, its weights are damaged, or config and card are of two runs.
     """
     config = read_config(folder, argument)
+    task = task_of(config)
+    check_played(task.env)
+    one_of("algo", config["algo"], tuple(FAMILIES))
     if not (folder / WEIGHTS).is_file():
         raise ValueError(f"{argument}={str(folder)!r}: no {WEIGHTS} is there yet; finish it with drrl train --resume")
-    # Two: PPO warns of a batch larger than what a single environment fills.
-    env = task_of(config).make_lanes("train", 1, 2)
-    model = make_algorithm(config["algo"], config["policy"], env, config["seed"])
-    try:
-        model.policy.load_state_dict(_finite(load_file(folder / WEIGHTS)))
-    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    found = load_trained(folder, argument)
+    if (found.card.task, found.card.name) != (task.env, agent_name(config)):
         raise ValueError(
-            f"{argument}={str(folder)!r}: its {WEIGHTS} cannot be used ({reason}); train it again"
-        ) from error
-    return AgentPolicy(model, agent_name(config), ALGORITHMS[config["algo"]].masks)
-
-
-def _finite(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    for name, tensor in weights.items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise ValueError(f"{name} holds NaN or infinity")
-    return weights
+            f"{argument}={str(folder)!r}: its {CONFIG} is of {agent_name(config)} on {task.env} and its "
+            f"{CARD} of {found.card.name} on {found.card.task}; train it again"
+        )
+    return found
 
 
 def agent_name(config: dict[str, Any]) -> str:

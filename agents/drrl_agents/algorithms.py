@@ -1,83 +1,228 @@
-"""The algorithms `drrl train` offers, with hyperparameters that suit short episodes of dense reward."""
+"""The algorithms `drrl train` offers, which tasks each of them plays, and how one is made.
+
+Their hyperparameters, and why they are what they are, stand in `drrl_agents/hyperparameters/*.yml`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any
 
-from sb3_contrib import QRDQN, TRPO, MaskablePPO
-from stable_baselines3 import A2C, DQN, PPO
+from sb3_contrib import QRDQN, TQC, TRPO, CrossQ, MaskablePPO, RecurrentPPO
+from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
+from drrl_agents.counted_ars import CountedARS
+from drrl_agents.hyperparameters import constructor_arguments, plain_values, read_entry
+from drrl_env.envs.registration import IDS
 from drrl_env.envs.settings import one_of
+from drrl_env.envs.tasks import TASKS
+from drrl_policies.extractors import FlatVecEnv, flat_transformer_policy_kwargs
 from drrl_policies.transformer import transformer_policy_kwargs
+
+POLICIES = ("transformer", "mlp")
+"""Command-line names of the networks."""
+UNPLAYABLE = ("DRRL-Attention-MO-v0",)
+"""Its reward is a vector, which no algorithm here takes."""
+PLAYABLE = tuple(task for task in IDS if task not in UNPLAYABLE)
+"""Environment ids that some algorithm plays."""
+DISCRETE, SEVERAL, BOX = "Discrete", "MultiDiscrete", "Box"
+EVERY = (DISCRETE, SEVERAL, BOX)
 
 
 @dataclass(frozen=True)
 class Algorithm:
-    """An SB3 algorithm and its defaults here.
+    """An SB3 algorithm: what it can be given.
 
     Attributes:
         make: its class.
-        defaults: hyperparameters that differ from SB3's; `drrl train` lets `ent_coef` fall linearly to zero.
+        file: its file of hyperparameters, named as RL Baselines3 Zoo names the algorithm.
+        actions: action spaces it accepts, of `Discrete`, `MultiDiscrete` and `Box`.
         masks: whether it honours action masks.
+        dicts: whether it takes Dict observations; flattened ones otherwise.
+        policy: SB3's name of its policy.
+        extractor: whether it takes a features extractor, which the Transformer is.
+        second_order: whether it differentiates gradients again.
     """
 
     make: Callable[..., BaseAlgorithm]
-    defaults: dict[str, Any] = field(default_factory=dict)
+    file: str
+    actions: tuple[str, ...]
     masks: bool = False
+    dicts: bool = True
+    policy: str = "MultiInputPolicy"
+    extractor: bool = True
+    second_order: bool = False
 
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Hyperparameters, as plain as in its file, for a task that has none of its own."""
+        return plain_values(read_entry(self.file))
 
-# Leaving full rank costs at once (the change, and values projected anew) and pays over the segments that follow: with
-# gamma 0.3 agents left it two segments late. A constant entropy bonus froze the policy too early (.0005) or kept it
-# random (.01), so it falls linearly from .04 to nothing: on the validation split seeds 0 to 3 reached .94 to .98, and
-# seed 0 stayed at .82 from .02. Critic and actor share the extractor, and returns of ten rewards swamp it at first:
-# with vf_coef .5 one seed stayed at .79 on the validation split that reached .97 with .05.
-_ON_POLICY = {"gamma": 0.95, "gae_lambda": 0.95}
-_PPO = {
-    **_ON_POLICY,
-    "n_steps": 128,
-    "batch_size": 256,
-    "n_epochs": 6,
-    "learning_rate": LinearSchedule(1e-3, 1e-5, 1.0),
-    "ent_coef": 0.04,
-    "vf_coef": 0.05,
-}
-_OFF_POLICY = {
-    "gamma": 0.95, "learning_starts": 1_000, "buffer_size": 100_000, "exploration_fraction": 0.3, "train_freq": 4
-}  # fmt: skip
+    @property
+    def policies(self) -> tuple[str, ...]:
+        """Networks it can have, of `POLICIES`."""
+        return POLICIES if self.extractor else ("mlp",)
+
 
 ALGORITHMS = {
-    "maskable-ppo": Algorithm(MaskablePPO, _PPO, masks=True),
-    "ppo": Algorithm(PPO, _PPO),
-    "a2c": Algorithm(A2C, {**_ON_POLICY, "n_steps": 16}),
-    "trpo": Algorithm(TRPO, {**_ON_POLICY, "n_steps": 128}),
-    "dqn": Algorithm(DQN, _OFF_POLICY),
-    "qr-dqn": Algorithm(QRDQN, _OFF_POLICY),
+    "maskable-ppo": Algorithm(MaskablePPO, "ppo_mask", (DISCRETE, SEVERAL), masks=True),
+    "ppo": Algorithm(PPO, "ppo", EVERY),
+    "a2c": Algorithm(A2C, "a2c", EVERY),
+    "trpo": Algorithm(TRPO, "trpo", EVERY, second_order=True),
+    "recurrent-ppo": Algorithm(RecurrentPPO, "ppo_lstm", EVERY, policy="MultiInputLstmPolicy"),
+    "dqn": Algorithm(DQN, "dqn", (DISCRETE,)),
+    "qr-dqn": Algorithm(QRDQN, "qrdqn", (DISCRETE,)),
+    "sac": Algorithm(SAC, "sac", (BOX,)),
+    "tqc": Algorithm(TQC, "tqc", (BOX,)),
+    "td3": Algorithm(TD3, "td3", (BOX,)),
+    "ddpg": Algorithm(DDPG, "ddpg", (BOX,)),
+    "crossq": Algorithm(CrossQ, "crossq", (BOX,), dicts=False, policy="MlpPolicy"),
+    "ars": Algorithm(CountedARS, "ars", (DISCRETE, BOX), dicts=False, policy="MlpPolicy", extractor=False),
 }
 """Command-line name to algorithm."""
 
-POLICIES: dict[str, Callable[[], dict[str, Any]]] = {"transformer": transformer_policy_kwargs, "mlp": dict}
-"""Command-line name to `policy_kwargs`."""
+
+def accepts(algo: str, task: str) -> bool:
+    """Whether an algorithm plays a task, be it with `actions="box"`.
+
+    Args:
+        algo: a name in `ALGORITHMS`.
+        task: an environment id.
+
+    Raises:
+        ValueError: an unknown algorithm.
+    """
+    return task in PLAYABLE and (_kind(task) in _known(algo).actions or box_needed(algo, task))
 
 
-def make_algorithm(algo: str, policy: str, env: VecEnv, seed: int) -> BaseAlgorithm:
+def box_needed(algo: str, task: str) -> bool:
+    """Whether an algorithm plays a task with `actions="box"` only: one rank a step, given as a number.
+
+    Args:
+        algo: a name in `ALGORITHMS`.
+        task: an environment id.
+
+    Raises:
+        ValueError: an unknown algorithm.
+    """
+    actions = _known(algo).actions
+    return task in PLAYABLE and _kind(task) == DISCRETE and DISCRETE not in actions and BOX in actions
+
+
+def check_pair(algo: str, policy: str, task: str) -> None:
+    """Refuses what cannot be trained.
+
+    Args:
+        algo: a name in `ALGORITHMS`.
+        policy: a name in `POLICIES`.
+        task: an environment id.
+
+    Raises:
+        ValueError: an unknown name, a task whose actions the algorithm cannot choose, or a network it cannot have; one
+            line with the tasks or the networks that fit.
+    """
+    found = _known(algo)
+    _check_policy(algo, policy)
+    one_of("task", task, PLAYABLE)
+    if not accepts(algo, task):
+        fitting = ", ".join(other for other in PLAYABLE if accepts(algo, other))
+        chosen = " or ".join(found.actions)
+        raise ValueError(f"algo={algo!r}: chooses {chosen}, and {task} is {_kind(task)}; use it on {fitting}")
+
+
+def _check_policy(algo: str, policy: str) -> None:
+    one_of("policy", policy, POLICIES)
+    if policy not in ALGORITHMS[algo].policies:
+        raise ValueError(f"policy={policy!r}: {algo} takes no features extractor; use policy='mlp' on any of its tasks")
+
+
+def _known(algo: str) -> Algorithm:
+    one_of("algo", algo, tuple(ALGORITHMS))
+    return ALGORITHMS[algo]
+
+
+def _kind(task: str) -> str:
+    """The task's own action space."""
+    return TASKS[task].codec.name
+
+
+def hyperparameters_of(algo: str, task: str | None = None) -> dict[str, Any]:
+    """Hyperparameters of an algorithm on a task, as plain as in its file: JSON can hold them.
+
+    Args:
+        algo: a name in `ALGORITHMS`.
+        task: an environment id; None for those of any task.
+
+    Raises:
+        ValueError: an unknown algorithm.
+    """
+    return plain_values(read_entry(_known(algo).file, task))
+
+
+def fit_env(algo: str, env: VecEnv) -> VecEnv:
+    """The lanes as an algorithm takes them: flattened where it takes no Dict, and else themselves.
+
+    Args:
+        algo: a name in `ALGORITHMS`.
+        env: lanes; flattened ones stay as they are.
+
+    Raises:
+        ValueError: an unknown algorithm, or one that cannot choose the actions of these lanes.
+    """
+    found = _known(algo)
+    kind = type(env.action_space).__name__
+    if kind not in found.actions:
+        way = "; use actions='box'" if kind == DISCRETE else ""
+        raise ValueError(f"algo={algo!r}: chooses {' or '.join(found.actions)}, and these lanes take {kind}{way}")
+    return env if found.dicts or isinstance(env, FlatVecEnv) else FlatVecEnv(env)
+
+
+def policy_kwargs(algo: str, policy: str, env: VecEnv) -> dict[str, Any]:
+    """What the network adds to the `policy_kwargs` of the hyperparameters.
+
+    Args:
+        algo: a name in `ALGORITHMS`.
+        policy: a name in `POLICIES`.
+        env: lanes from `fit_env`.
+    """
+    if policy == "mlp":
+        return {}
+    if isinstance(env, FlatVecEnv):
+        return flat_transformer_policy_kwargs(env.entries)
+    return transformer_policy_kwargs(second_order=ALGORITHMS[algo].second_order)
+
+
+def make_algorithm(
+    algo: str, policy: str, env: VecEnv, seed: int, hyperparameters: dict[str, Any] | None = None
+) -> BaseAlgorithm:
     """A fresh agent.
 
     Args:
         algo: a name in `ALGORITHMS`.
         policy: a name in `POLICIES`.
-        env: what it trains on.
+        env: what it trains on; flattened here where that is needed.
         seed: seed of weights, sampling and environments.
+        hyperparameters: values in place of those of the file, by name and as plain as there.
 
     Raises:
-        ValueError: an unknown name; one line with those there are.
+        ValueError: an unknown name, or what does not fit together; one line with the remedy.
     """
-    one_of("algo", algo, tuple(ALGORITHMS))
-    one_of("policy", policy, tuple(POLICIES))
-    chosen = ALGORITHMS[algo]
-    kwargs = POLICIES[policy]()
-    return chosen.make("MultiInputPolicy", env, policy_kwargs=kwargs, seed=seed, device="cpu", **chosen.defaults)
+    found = _known(algo)
+    _check_policy(algo, policy)
+    lanes = fit_env(algo, env)
+    values = {**hyperparameters_of(algo, _task_of(lanes)), **(hyperparameters or {})}
+    arguments = constructor_arguments(values, found.make, lanes.action_space)
+    # Each agent has its own: SAC, A2C and DDPG write into the policy_kwargs they are given.
+    networks = deepcopy({**arguments.pop("policy_kwargs", {}), **policy_kwargs(algo, policy, lanes)})
+    return found.make(found.policy, lanes, policy_kwargs=networks, seed=seed, device="cpu", **arguments)
+
+
+def _task_of(env: VecEnv) -> str | None:
+    """The task that lanes play, where they say so."""
+    found = env.get_attr("arena")[0].task.id if env.has_attr("arena") else None
+    assert found is None or isinstance(found, str)
+    return found

@@ -39,7 +39,7 @@ def run_check(settings: Check) -> None:
     """Prints what was found good; the first thing that is wrong ends it with one line and exit code 1."""
     positive("threads", settings.threads)
     torch.set_num_threads(settings.threads)
-    arguments = settings.task.arguments(settings.split, settings.instances)
+    arguments = {**settings.task.arguments(), "split": settings.split, "instances": settings.instances}
     try:
         print(check_env(settings.task.env, settings.steps, settings.seed, **arguments))
     except CheckError as error:

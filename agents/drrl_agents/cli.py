@@ -16,13 +16,21 @@ from drrl_agents.comparison import Compare, run_compare
 from drrl_agents.demo import Demo, run_demo
 from drrl_agents.doctor import Doctor, run_doctor
 from drrl_agents.evaluation import Evaluate, run_evaluate
+from drrl_agents.export import Export, run_export
+from drrl_agents.imitate import Imitate, run_imitate
 from drrl_agents.instances import Instances, run_instances
 from drrl_agents.training import Train, train
+from drrl_agents.tune import Tune, run_tune
+from drrl_agents.validate import Validate, run_validate
 
 Command = (
     Annotated[Train, subcommand("train")]
+    | Annotated[Imitate, subcommand("imitate")]
+    | Annotated[Tune, subcommand("tune")]
     | Annotated[Evaluate, subcommand("evaluate")]
+    | Annotated[Export, subcommand("export")]
     | Annotated[Compare, subcommand("compare")]
+    | Annotated[Validate, subcommand("validate")]
     | Annotated[Bench, subcommand("bench")]
     | Annotated[Calibrate, subcommand("calibrate")]
     | Annotated[Instances, subcommand("instances")]
@@ -40,8 +48,12 @@ def run_train(settings: Train) -> None:
 
 RUNNERS: dict[type, Callable[[Any], object]] = {
     Train: run_train,
+    Imitate: run_imitate,
+    Tune: run_tune,
     Evaluate: run_evaluate,
+    Export: run_export,
     Compare: run_compare,
+    Validate: run_validate,
     Bench: run_bench,
     Calibrate: run_calibrate,
     Instances: run_instances,

@@ -2,67 +2,68 @@
 
 from __future__ import annotations
 
-import csv
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 import torch
-from matplotlib.figure import Figure
 from rich.console import Console
-from rich.table import Table
-from torch.utils.tensorboard import SummaryWriter
 
-from drrl_agents.agent import AgentPolicy, load_agent
-from drrl_agents.figures import comparison_figure, rank_heatmap
-from drrl_agents.scoring import Row, row
-from drrl_agents.tasks import Field, Task, Tasks, open_fields
-from drrl_agents.training import check_writable
-from drrl_env.envs.settings import positive
-from drrl_policies.base import Policy
-from drrl_policies.fitting import oracle_policy, reference, rule_policies
-from drrl_policies.rollout import Reference, Rollout, rollout
-
-COLUMNS = {
-    "policy": "policy",
-    "normalised_score": "score",
-    "low": "95 % interval",
-    "mean_return": "return",
-    "regret": "regret",
-    "cosine": "cosine",
-    "relative_error": "error",
-    "flops_ratio": "FLOPs",
-    "total_flops_ratio": "all FLOPs",
-    "cache_ratio": "KV cache",
-    "latency_ratio": "ms",
-    "mean_rank": "rank",
-}
-"""Column of a row to its head in the printed table; one that no row has is left out."""
-CAPTION = (
-    "score: normalised, random 0 and oracle 1 · regret: return lost per 1000 steps · error: relative, of the output · "
-    "FLOPs, KV cache, ms: over full attention's · all FLOPs: with observing and deciding"
+from drrl_agents.entrants import (
+    AGENT,
+    BASIS,
+    ORACLE,
+    RULE,
+    Entrant,
+    basis_entrants,
+    group_runs,
+    oracle_entrant,
+    play,
+    rule_entrants,
+    single,
 )
+from drrl_agents.inputs import LIVE_INSTANCES
+from drrl_agents.scoring import Judge, Row, judge
+from drrl_agents.statistics import Contrast, Front, contrast, pareto_front
+from drrl_agents.tables import print_contrasts, print_table
+from drrl_agents.tasks import Task, Tasks, open_fields
+from drrl_agents.training import Train, check_writable, train
+from drrl_env.envs.settings import positive
+from drrl_policies.field import Field
+from drrl_policies.rollout import Rollout, reference
+
+SHIPPED = "shipped"
+"""Word for the policy that ships with the task."""
 
 
 @dataclass(frozen=True)
 class Compare:
-    """Compare agents with the rule policies and the oracle on one split.
+    """Compare agents with rule policies, offline bases and the oracle on the same episodes of one split.
 
-    Example: drrl compare DRRL-Attention-v0 --guard paper --runs runs/DRRL-Attention-v0/maskable-ppo-transformer/seed-0
+    Example: drrl compare DRRL-Tolerance-v0 --policies maskable-ppo-transformer maskable-ppo-mlp --seeds 5
 
     Attributes:
         task: the environment and its arguments.
-        runs: run folders of trained agents.
+        policies: what was trained, by name (`maskable-ppo-transformer`: its runs are looked for in the logdir), a run
+            folder, or `shipped`.
+        seeds: runs of each name, seeds 0 to N - 1.
+        steps: train runs that are missing for so many steps; None refuses instead.
+        runs: further run folders; those of one algorithm and policy are its seeds.
         split: split to compare on.
         instances: spans of it; None for all.
-        train_instances: spans of the train split on which rules are fitted; None for all.
-        logdir: folder for the table, the picture and the TensorBoard events.
+        train_instances: spans of the train split on which rules are fitted; None for all; 2 for DRRL-Layers-v0, which
+            is computed live (an oracle takes it half a minute a span: give few --instances too).
+        logdir: folder of the runs, and of what is written.
         threads: torch threads.
         progress: show progress bars.
     """
 
     task: Tasks = field(default_factory=Task)
+    policies: tuple[str, ...] = ()
+    seeds: int = 5
+    steps: int | None = None
     runs: tuple[Path, ...] = ()
     split: str = "test"
     instances: int | None = 32
@@ -73,20 +74,54 @@ class Compare:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """The outcome: one row and one rollout per policy.
+class Entry:
+    """What an entrant did.
 
     Attributes:
-        rows: rows in the order of the policies, oracle last.
-        rollouts: what each did.
-        reference: random and oracle on the same episodes.
-        field: the episodes.
+        entrant: who.
+        rollouts: one per seed.
+        row: what the comparison says of it.
     """
 
-    rows: tuple[Row, ...]
+    entrant: Entrant
     rollouts: tuple[Rollout, ...]
-    reference: Reference
-    field: Field
+    row: Row
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The outcome.
+
+    Attributes:
+        task: the task.
+        split: the split.
+        entries: one per policy: agents, rules, offline bases, the oracle last.
+        judge: episodes, references and resamples.
+        contrasts: every agent less every other policy but random and the oracle, paired by instance.
+        front: fidelity against all FLOPs counted.
+    """
+
+    task: Task
+    split: str
+    entries: tuple[Entry, ...]
+    judge: Judge
+    contrasts: tuple[Contrast, ...]
+    front: Front
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """A row per policy."""
+        return tuple(each.row for each in self.entries)
+
+    @property
+    def field(self) -> Field:
+        """The episodes."""
+        return self.judge.field
+
+    @property
+    def rollouts(self) -> tuple[Rollout, ...]:
+        """The first seed's rollout of every policy."""
+        return tuple(entry.rollouts[0] for entry in self.entries)
 
 
 def compare(settings: Compare) -> Comparison:
@@ -95,110 +130,124 @@ def compare(settings: Compare) -> Comparison:
     Raises:
         ValueError: an argument is wrong; one line with its name, value and remedy.
     """
-    positive("threads", settings.threads)
-    check_writable(settings.logdir)
+    check(settings)
     torch.set_num_threads(settings.threads)
-    agents = load_agents(settings)
-    wanted = [("train", settings.train_instances), (settings.split, settings.instances)]
-    train, found = open_fields(settings.task, wanted, settings.progress)
-    rules = rule_policies(train.game, train.pairs)
-    return play([*rules, *agents, oracle_policy(found.game, found.pairs)], found)
+    agents = find_agents(settings)
+    few = settings.task.env == "DRRL-Layers-v0"
+    wanted = [("train", LIVE_INSTANCES if few else settings.train_instances), (settings.split, settings.instances)]
+    fitted, found = open_fields(settings.task, wanted, settings.progress)
+    rules = rule_entrants(fitted, settings.task)
+    made = judge(found, reference(found))
+    entries = [entry(each, found, made) for each in [*agents, *rules]]
+    matched = _matched_flops(entries)
+    entries += [entry(each, _own_field(each, found, settings), made) for each in basis_entrants(settings.task, matched)]
+    return outcome(
+        settings.task, settings.split, [*entries, entry(oracle_entrant(found, settings.task), found, made)], made
+    )
 
 
-def load_agents(settings: Compare) -> list[AgentPolicy]:
-    """The agents of the runs, their names told apart.
+def check(settings: Compare) -> None:
+    """Raises a one-line ValueError for the first argument that is wrong, before any work."""
+    for name in ("threads", "seeds"):
+        positive(name, getattr(settings, name))
+    check_writable(settings.logdir)
+
+
+def outcome(task: Task, split: str, entries: Sequence[Entry], made: Judge) -> Comparison:
+    """Puts a comparison together."""
+    groups = {each.row.policy: made.group(each.row.policy, each.rollouts) for each in entries}
+    shown = [each.row for each in entries if each.row.kind != ORACLE and each.row.policy != "random"]
+    agents = [row.policy for row in shown if row.kind == AGENT]
+    others = [row.policy for row in shown if row.kind != AGENT]
+    pairs = [*((agent, other) for agent in agents for other in others), *combinations(agents, 2)]
+    contrasts = tuple(contrast(groups[a], groups[b], made.scale, made.draws) for a, b in pairs)
+    rows = [each.row for each in entries]
+    front = pareto_front(
+        [row.policy for row in rows],
+        np.array([row.total_flops_ratio for row in rows]),
+        np.array([row.fidelity for row in rows]),
+    )
+    return Comparison(task, split, tuple(entries), made, contrasts, front)
+
+
+def entry(entrant: Entrant, found: Field, made: Judge) -> Entry:
+    """An entrant's rollouts and row."""
+    rollouts = play(entrant, found)
+    return Entry(entrant, rollouts, made.row(entrant.name, entrant.kind, rollouts))
+
+
+def _own_field(entrant: Entrant, found: Field, settings: Compare) -> Field:
+    """The same episodes, what was drawn for them included, in the entrant's own basis."""
+    own = entrant.task.field(settings.split, settings.instances, progress=settings.progress, measure=False)
+    return replace(own, episodes=found.episodes)
+
+
+def _matched_flops(entries: Sequence[Entry]) -> float:
+    """FLOPs that offline bases should come close to: the best agent's, or without agents the best rule's."""
+    rows = [each.row for each in entries]
+    asked = [row for row in rows if row.kind == AGENT] or [row for row in rows if row.kind == RULE]
+    return max(asked, key=lambda row: row.mean_return).total_flops_ratio
+
+
+def find_agents(settings: Compare) -> list[Entrant]:
+    """The agents that were asked for; missing runs are trained if `steps` says how long.
 
     Raises:
-        ValueError: a folder is no finished run, or was trained on other observations than the task's.
+        ValueError: a run is missing or damaged, or of another task.
     """
-    space = settings.task.make(settings.split, 1).observation_space
-    agents = [load_agent(folder, "runs") for folder in settings.runs]
-    seen = Counter[str]()
-    for folder, agent in zip(settings.runs, agents, strict=True):
-        if agent.space != space:
-            raise ValueError(f"runs={str(folder)!r}: trained on another task; give the task's arguments that it had")
-        seen[agent.name] += 1
-        agent.name += f"-{seen[agent.name]}" if seen[agent.name] > 1 else ""
-    return agents
+    folders = [*settings.runs]
+    for name in settings.policies:
+        if name != SHIPPED:
+            folders += [Path(name)] if Path(name).is_dir() else _named_runs(settings, name)
+    entrants = group_runs(folders, settings.task)
+    if SHIPPED in settings.policies:
+        from drrl_policies.trained import load
+
+        entrants.append(single(load(settings.task.env), AGENT, settings.task))
+    return entrants
 
 
-def play(policies: Sequence[Policy], found: Field) -> Comparison:
-    """One rollout and one row per policy."""
-    known = reference(found.game, found.pairs)
-    rollouts = tuple(rollout(policy, found.game, found.pairs) for policy in policies)
-    rows = tuple(row(each, known, found.game) for each in rollouts)
-    return Comparison(rows, rollouts, known, found)
+def _named_runs(settings: Compare, name: str) -> list[Path]:
+    """The run folders of `<algo>-<policy>`, seeds 0 to N - 1."""
+    parent = settings.logdir / settings.task.env / name
+    found = [parent / f"seed-{seed}" for seed in range(settings.seeds)]
+    missing = [seed for seed, folder in enumerate(found) if not (folder / "policy.safetensors").is_file()]
+    if missing and settings.steps is None:
+        raise ValueError(
+            f"policies={name!r}: {parent} has no finished run of seed {missing[0]}; train it first, or give --steps "
+            "to have missing runs trained"
+        )
+    plain = name.removesuffix("-rl").removesuffix("-cloned")
+    algo, _, policy = plain.rpartition("-")
+    settled = Train(
+        settings.task,
+        algo,
+        policy,
+        0 if name.endswith("-cloned") else settings.steps,
+        instances=settings.train_instances,
+        logdir=settings.logdir,
+        imitate=plain != name,
+        threads=settings.threads,
+        progress=settings.progress,
+    )
+    for seed in missing:
+        train(replace(settled, seed=seed))
+    return found
 
 
 def run_compare(settings: Compare) -> Comparison:
-    """Compares, prints the table, and writes table, picture and events."""
+    """Compares, prints the tables, and writes files, picture, page and TensorBoard events."""
+    from drrl_agents.comparison_files import write
+
     found = compare(settings)
+    title = f"{settings.task.env} · {settings.split} · {len(found.field.episodes)} episodes"
+    print_table(found.rows, title)
+    print_contrasts(found)
     folder = settings.logdir / settings.task.env / f"compare-{settings.split}"
-    print_table(found, f"{settings.task.env} · {settings.split} · {len(found.field.pairs)} episodes")
-    write(found, folder, settings.task.env, settings.split)
-    Console(stderr=True).print(f"wrote {folder}/comparison.csv and comparison.png; see also")
+    written = write(found, folder)
+    Console(stderr=True).print("wrote " + ", ".join(str(path) for path in written) + "; see also")
     print(f"tensorboard --logdir {settings.logdir}")
     return found
 
 
-def print_table(found: Comparison, title: str, stderr: bool = False) -> None:
-    """The rows as a table, best return first; on the error stream where standard output is for a program."""
-    table = Table(title=title, caption=CAPTION)
-    shown = [name for name in COLUMNS if name in found.rows[0].values()]
-    for name in shown:
-        table.add_column(COLUMNS[name], justify="left" if name == "policy" else "right", no_wrap=True)
-    for each in sorted(found.rows, key=lambda r: -r.mean_return):
-        table.add_row(*(_cell(each, name) for name in shown))
-    Console(width=max(156, Console().width), stderr=stderr).print(table)
-
-
-def _cell(found: Row, name: str) -> str:
-    value = getattr(found, name)
-    if name == "policy":
-        return str(value)
-    if name == "low":
-        return f"{found.low:.3f} to {found.high:.3f}"
-    if name == "regret":
-        return f"{1000 * value:.1f}"
-    return f"{value:.1f}" if name == "mean_rank" else f"{value:.3f}"
-
-
-def write(found: Comparison, folder: Path, env: str, split: str) -> None:
-    """comparison.csv, comparison.png and one TensorBoard run per policy."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "comparison.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, found.rows[0].values())
-        writer.writeheader()
-        writer.writerows(each.values() for each in found.rows)
-    picture(found, f"{env}, {split} split").savefig(folder / "comparison.png", dpi=110)
-    for each, played in zip(found.rows, found.rollouts, strict=True):
-        _log(each, played, found, folder / each.policy, split)
-
-
-def picture(found: Comparison, title: str) -> Figure:
-    """Scores with intervals, and error against FLOPs."""
-    rows = found.rows
-    return comparison_figure(
-        [r.policy for r in rows],
-        [r.normalised_score for r in rows],
-        [(r.low, r.high) for r in rows],
-        [r.total_flops_ratio for r in rows],
-        [r.relative_error for r in rows],
-        title,
-    )
-
-
-def _log(each: Row, played: Rollout, found: Comparison, folder: Path, split: str) -> None:
-    """A policy's row as scalars, its ranks as a histogram and a heatmap; replaces what an earlier comparison wrote."""
-    world = found.field.game.world
-    for old in folder.glob("events.out.tfevents.*"):
-        old.unlink()
-    with SummaryWriter(str(folder)) as writer:
-        for name, value in each.values().items():
-            if not isinstance(value, str):
-                writer.add_scalar(f"{split}/{'return' if name == 'mean_return' else name}", value, 0)
-        for name, values in played.terms.items():
-            writer.add_scalar(f"{split}/reward_terms/{name}", float(values.mean()), 0)
-        heatmap = rank_heatmap(played, world.ranks, world.layers, each.policy)
-        writer.add_figure(f"{split}/rank_by_layer_and_segment", heatmap)
-        writer.add_histogram(f"{split}/rank", torch.tensor(world.ranks)[torch.from_numpy(played.executed)].ravel())
+__all__ = ["AGENT", "BASIS", "ORACLE", "RULE", "Compare", "Comparison", "Entry", "compare", "outcome", "run_compare"]

@@ -10,12 +10,14 @@ import torch
 import tyro
 
 from drrl_agents.agent import load_agent, read_config, task_of
-from drrl_agents.comparison import Comparison, play, print_table
-from drrl_agents.tasks import open_field
+from drrl_agents.comparison import Comparison, entry, outcome
+from drrl_agents.entrants import AGENT, RULE, oracle_entrant, single
+from drrl_agents.scoring import judge
+from drrl_agents.tables import print_table
 from drrl_agents.training import check_writable
 from drrl_env.envs.settings import positive
-from drrl_policies.fitting import oracle_policy
-from drrl_policies.rules import Full
+from drrl_policies.fitting import full
+from drrl_policies.rollout import reference
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,11 @@ def run_evaluate(settings: Evaluate) -> Comparison:
     torch.set_num_threads(settings.threads)
     task, agent = task_of(read_config(settings.run)), load_agent(settings.run)
     check_writable(settings.run, "run")
-    field = open_field(task, settings.split, settings.instances, settings.progress)
-    rules = [Full(len(field.game.world.ranks)), oracle_policy(field.game, field.pairs)]
-    found = play([agent, *rules], field)
-    print_table(found, f"{task.env} · {settings.split} · {len(field.pairs)} episodes")
+    field = task.field(settings.split, settings.instances, progress=settings.progress)
+    entrants = [single(agent, AGENT, task), single(full(field), RULE, task), oracle_entrant(field, task)]
+    made = judge(field, reference(field))
+    found = outcome(task, settings.split, [entry(each, field, made) for each in entrants], made)
+    print_table(found.rows, f"{task.env} · {settings.split} · {len(field.episodes)} episodes")
     rows = [{name: _plain(value) for name, value in row.values().items()} for row in found.rows]
     (settings.run / f"evaluation-{settings.split}.json").write_text(json.dumps(rows, indent=1, allow_nan=False))
     return found

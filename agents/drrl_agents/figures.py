@@ -8,65 +8,80 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
+from drrl_agents.scoring import Row
+from drrl_agents.statistics import Front
+from drrl_policies.accounts import step_layers, step_positions
+from drrl_policies.field import Field
 from drrl_policies.rollout import Rollout
 
 
-def rank_heatmap(found: Rollout, ranks: Sequence[int], layers: int, title: str) -> Figure:
+def rank_heatmap(found: Rollout, field: Field, title: str) -> Figure:
     """Mean executed rank by layer and segment."""
-    values, numbers = np.array(ranks, float), np.array([layer for _, layer in found.pairs])
-    executed = values[found.executed]
-    rows = [executed[numbers == layer].mean(0) for layer in range(layers) if (numbers == layer).any()]
-    shown = [layer for layer in range(layers) if (numbers == layer).any()]
+    executed, numbers, positions = found.executed_ranks, step_layers(field), step_positions(field)
+    shown = np.unique(numbers).tolist()
+    rows = [[executed[(numbers == k) & (positions == t)].mean() for t in np.unique(positions)] for k in shown]
     figure = Figure(figsize=(6.4, 0.6 + 0.55 * len(rows) + 0.8), layout="constrained")
     axes = figure.add_subplot()
-    image = axes.imshow(np.stack(rows), aspect="auto", vmin=0, vmax=max(ranks), cmap="viridis")
+    image = axes.imshow(np.array(rows), aspect="auto", vmin=0, vmax=max(found.ranks), cmap="viridis")
     axes.set(xlabel="segment", ylabel="layer", title=title, yticks=range(len(shown)), yticklabels=shown)
     figure.colorbar(image, ax=axes, label="mean rank")
     return figure
 
 
-def _draw_scores(
-    axes: mpl.axes.Axes, names: Sequence[str], scores: Sequence[float], intervals: Sequence[tuple[float, float]]
-) -> None:
-    order = np.argsort(scores)
-    places = np.arange(len(names))
-    for place, index in zip(places, order, strict=True):
-        low, high = intervals[index]
-        colour = policy_colour(names[index])
-        axes.plot([low, high], [place, place], color=colour, linewidth=2, solid_capstyle="butt")
-        axes.plot(scores[index], place, "o", color=colour)
-        axes.annotate(f"{scores[index]:.3f}", (scores[index], place), (0, 6), textcoords="offset points", ha="center")
-    axes.set_yticks(places, [names[index] for index in order])
+COLOURS = {"agent": "tab:orange", "rule": "tab:blue", "offline basis": "tab:green", "oracle": "0.45"}
+"""Colour of each kind of policy."""
+
+
+def policy_colour(found: Row) -> str:
+    """One colour for a kind; grey for what nobody would deploy."""
+    return "0.45" if found.policy == "random" else COLOURS[found.kind]
+
+
+def _draw_scores(axes: mpl.axes.Axes, rows: Sequence[Row]) -> None:
+    ordered = sorted(rows, key=lambda row: row.normalised_score)
+    for place, found in enumerate(ordered):
+        colour, score = policy_colour(found), found.normalised_score
+        axes.plot([found.low, found.high], [place, place], color=colour, linewidth=2, solid_capstyle="butt")
+        axes.plot(score, place, "o", color=colour)
+        axes.annotate(f"{score:.3f}", (score, place), (0, 6), textcoords="offset points", ha="center", fontsize=8)
+    axes.set_yticks(range(len(ordered)), [found.policy for found in ordered])
     axes.axvline(0, color="0.8", zorder=0)
     axes.axvline(1, color="0.8", zorder=0)
-    axes.set_ylim(-0.5, len(names) - 0.2)
+    axes.set_ylim(-0.5, len(ordered) - 0.2)
     axes.set(xlabel="normalised score (random 0, oracle 1) with 95 % interval")
 
 
-def policy_colour(name: str) -> str:
-    """One colour for agents, one for rules, one for what nobody can deploy."""
-    if name in ("oracle", "random"):
-        return "0.45"
-    return "tab:orange" if "seed" in name else "tab:blue"
+def draw_front(axes: mpl.axes.Axes, rows: Sequence[Row], front: Front) -> None:
+    """Fidelity against all FLOPs counted; a step line along the Pareto front."""
+    for found in rows:
+        colour, point = policy_colour(found), (found.total_flops_ratio, found.fidelity)
+        axes.plot(*point, "o", color=colour)
+        axes.annotate(found.policy, point, (5, 4), textcoords="offset points", fontsize=7)
+    best = front.points[front.on_front]
+    best = best[np.argsort(best[:, 0])]
+    axes.step(best[:, 0], best[:, 1], where="post", color="0.6", linewidth=1, zorder=0)
+    axes.axvline(1, color="0.8", zorder=0)
+    axes.margins(x=0.18)
+    axes.set(
+        xlabel="FLOPs over full attention's, observing and deciding included",
+        ylabel="fidelity, 1 - squared relative error",
+        title=f"hypervolume {front.hypervolume:.3f}",
+    )
 
 
-def comparison_figure(
-    names: Sequence[str],
-    scores: Sequence[float],
-    intervals: Sequence[tuple[float, float]],
-    flops: Sequence[float],
-    errors: Sequence[float],
-    title: str,
-) -> Figure:
-    """Scores on the left; relative error against all FLOPs counted on the right."""
-    figure = Figure(figsize=(12.5, 0.42 * len(names) + 1.8), layout="constrained")
+def comparison_figure(rows: Sequence[Row], front: Front, title: str) -> Figure:
+    """Scores on the left; fidelity against all FLOPs counted on the right."""
+    figure = Figure(figsize=(13.5, 0.36 * len(rows) + 2.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    _draw_scores(left, names, scores, intervals)
-    for name, x, y in zip(names, flops, errors, strict=True):
-        right.plot(x, y, "o", color=policy_colour(name))
-        right.annotate(name, (x, y), (5, 4), textcoords="offset points", fontsize=8)
-    right.axvline(1, color="0.8", zorder=0)
-    right.margins(x=0.18)
-    right.set(xlabel="FLOPs over full attention's, observing and deciding included", ylabel="relative error of output")
+    _draw_scores(left, rows)
+    draw_front(right, rows, front)
+    figure.suptitle(title)
+    return figure
+
+
+def pareto_figure(rows: Sequence[Row], front: Front, title: str) -> Figure:
+    """Fidelity against all FLOPs counted."""
+    figure = Figure(figsize=(7.5, 5), layout="constrained")
+    draw_front(figure.add_subplot(), rows, front)
     figure.suptitle(title)
     return figure

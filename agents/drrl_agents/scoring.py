@@ -1,15 +1,16 @@
-"""From rollouts to numbers that hold: normalised scores with intervals, paired differences, a row per policy."""
+"""From rollouts to numbers that hold: scores with intervals over instances and seeds, a row per policy."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
-from scipy import stats
+from numpy.typing import NDArray
 
-from drrl_env.envs.game import Game
-from drrl_env.envs.oracle import normalised_score
+from drrl_agents.statistics import Draws, Group, Scale, draw, summarise
 from drrl_env.envs.store import Doubles
+from drrl_policies.field import Field
 from drrl_policies.rollout import Reference, Rollout
 
 RESAMPLES = 4_000
@@ -17,17 +18,26 @@ RESAMPLES = 4_000
 
 @dataclass(frozen=True)
 class Row:
-    """What a comparison says of one policy, on all episodes.
+    """What a comparison says of one policy, on all episodes and seeds.
 
     Attributes:
         policy: its name.
+        kind: `agent`, `rule`, `offline basis` or `oracle`.
+        seeds: how many seeds.
         normalised_score: random 0, oracle 1; a ratio of means.
-        low: lower end of its 95 % interval, bootstrap over instances.
+        low: lower end of its 95 % interval, stratified bootstrap over instances and seeds.
         high: upper end.
+        interquartile_mean: mean of the middle half of the scores of all seeds and instances.
+        interquartile_mean_low: lower end of its interval.
+        interquartile_mean_high: upper end.
+        optimality_gap: mean amount by which those scores miss 1.
+        optimality_gap_low: lower end of its interval.
+        optimality_gap_high: upper end.
         mean_return: mean return of an episode.
         regret: mean return lost to the oracle, per step.
         cosine: mean cosine of the outputs.
         relative_error: mean relative error of the outputs.
+        fidelity: 1 − ‖ΔO‖²/‖O‖², mean over steps.
         score_change: mean relative ‖ΔS‖ between successive ranks.
         flops_ratio: attention's FLOPs over full attention's.
         total_flops_ratio: the same with observing and deciding counted.
@@ -37,13 +47,22 @@ class Row:
     """
 
     policy: str
+    kind: str
+    seeds: int
     normalised_score: float
     low: float
     high: float
+    interquartile_mean: float
+    interquartile_mean_low: float
+    interquartile_mean_high: float
+    optimality_gap: float
+    optimality_gap_low: float
+    optimality_gap_high: float
     mean_return: float
     regret: float
     cosine: float
     relative_error: float
+    fidelity: float
     score_change: float
     flops_ratio: float
     total_flops_ratio: float
@@ -51,77 +70,109 @@ class Row:
     mean_rank: float
     latency_ratio: float | None = None
 
-    def values(self) -> dict[str, float | str]:
+    def values(self) -> dict[str, float | str | int]:
         """Column name to value, of the columns that there are."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
-def row(found: Rollout, reference: Reference, game: Game) -> Row:
-    """The row of one rollout."""
-    low, high = score_interval(found, reference)
-    ranks = np.array(game.world.ranks, float)
-    latency = found.columns.get("latency_ratio")
-    return Row(
-        policy=found.policy,
-        normalised_score=reference.score(found.returns),
-        low=low,
-        high=high,
-        mean_return=float(found.returns.mean()),
-        regret=reference.regret(found.returns, game.world.segments),
-        cosine=float(found.columns["cosine"].mean()),
-        relative_error=float(found.columns["relative_error"].mean()),
-        score_change=float(found.columns["score_change"].mean()),
-        flops_ratio=float(found.columns["flops_ratio"].mean()),
-        total_flops_ratio=float(found.total_ratio(game.mean_full).mean()),
-        cache_ratio=float(found.cache_ratio.mean()),
-        mean_rank=float(ranks[found.executed].mean()),
-        latency_ratio=None if latency is None else float(latency.mean()),
+@dataclass(frozen=True)
+class Means:
+    """What the steps of a policy report on average, over all seeds and episodes; names as in `Row`."""
+
+    cosine: float
+    relative_error: float
+    fidelity: float
+    score_change: float
+    flops_ratio: float
+    total_flops_ratio: float
+    cache_ratio: float
+    mean_rank: float
+    latency_ratio: float | None
+
+
+def means(rollouts: Sequence[Rollout], field: Field) -> Means:
+    """Averages of what was reported."""
+
+    def mean(name: str) -> float:
+        return float(np.mean([found.columns[name].mean() for found in rollouts]))
+
+    return Means(
+        mean("cosine"),
+        mean("relative_error"),
+        float(np.mean([(1 - found.columns["relative_error"] ** 2).mean() for found in rollouts])),
+        mean("score_change"),
+        mean("flops_ratio"),
+        float(np.mean([found.total_ratio(field.mean_full).mean() for found in rollouts])),
+        float(np.mean([found.cache_ratio.mean() for found in rollouts])),
+        float(np.mean([found.executed_ranks.mean() for found in rollouts])),
+        mean("latency_ratio") if "latency_ratio" in rollouts[0].columns else None,
     )
 
 
-def per_instance(values: Doubles, found: Rollout) -> Doubles:
-    """Mean over the layers of each instance: instances, not episodes, are independent."""
-    names = np.array([instance.uri for instance, _ in found.pairs])
-    means: Doubles = np.array([values[names == name].mean() for name in dict.fromkeys(names)])
-    return means
-
-
-def score_interval(found: Rollout, reference: Reference, seed: int = 0) -> tuple[float, float]:
-    """95 % percentile bootstrap over instances of the normalised score."""
-    columns = [per_instance(values, found) for values in (found.returns, reference.random, reference.oracle)]
-    if len(columns[0]) < 2:
-        return float("nan"), float("nan")
-    picks = np.random.default_rng(seed).integers(len(columns[0]), size=(RESAMPLES, len(columns[0])))
-    means = [values[picks].mean(-1) for values in columns]
-    scores = [normalised_score(*(float(mean[i]) for mean in means)) for i in range(RESAMPLES)]
-    low, high = np.percentile(scores, [2.5, 97.5])
-    return float(low), float(high)
-
-
 @dataclass(frozen=True)
-class Difference:
-    """A paired difference of mean returns per episode, over instances.
+class Judge:
+    """Scores policies on the episodes of one field.
 
     Attributes:
-        mean: mean difference.
-        low: lower end of its 95 % interval.
-        high: upper end.
+        field: the episodes.
+        reference: random and oracle on them.
+        scale: the same per instance.
+        draws: resamples of the instances, stratified by the kind of text.
     """
 
-    mean: float
-    low: float
-    high: float
+    field: Field
+    reference: Reference
+    scale: Scale
+    draws: Draws
 
-    @property
-    def clear(self) -> bool:
-        """Whether the whole interval lies above zero."""
-        return self.low > 0
+    def group(self, name: str, rollouts: Sequence[Rollout]) -> Group:
+        """A policy's returns, (seeds, instances)."""
+        return Group(name, np.stack([per_instance(found.returns, self.field) for found in rollouts]))
+
+    def row(self, name: str, kind: str, rollouts: Sequence[Rollout]) -> Row:
+        """A policy's row."""
+        found = summarise(self.group(name, rollouts), self.scale, self.draws)
+        score, middle, gap = found.score, found.interquartile_mean, found.optimality_gap
+        returns = np.concatenate([each.returns for each in rollouts])
+        best = np.tile(self.reference.oracle, len(rollouts))
+        return Row(
+            name,
+            kind,
+            len(rollouts),
+            score.value,
+            score.low,
+            score.high,
+            middle.value,
+            middle.low,
+            middle.high,
+            gap.value,
+            gap.low,
+            gap.high,
+            float(returns.mean()),
+            float((best - returns).mean()) / self.field.steps,
+            **asdict(means(rollouts, self.field)),
+        )
 
 
-def paired_difference(better: Doubles, worse: Doubles, found: Rollout, seed: int = 0) -> Difference:
-    """Bootstrap (BCa) of the per-instance difference of returns of two policies on the same episodes."""
-    gaps = per_instance(better - worse, found)
-    if len(gaps) < 2 or np.ptp(gaps) == 0:
-        return Difference(float(gaps.mean()), float(gaps.mean()), float(gaps.mean()))
-    interval = stats.bootstrap((gaps,), np.mean, n_resamples=RESAMPLES, rng=np.random.default_rng(seed))
-    return Difference(float(gaps.mean()), *(float(end) for end in interval.confidence_interval))
+def judge(field: Field, reference: Reference, resamples: int = RESAMPLES) -> Judge:
+    """Makes what scores policies on these episodes.
+
+    Raises:
+        ValueError: over all instances the oracle is not above random.
+    """
+    names = tuple(dict.fromkeys(field.instances))
+    scale = Scale(per_instance(reference.random, field), per_instance(reference.oracle, field), names)
+    return Judge(field, reference, scale, draw(strata(field), resamples=resamples))
+
+
+def strata(field: Field) -> NDArray[np.str_]:
+    """Kind of text of every instance, (instances,)."""
+    kinds = {episode.instance.uri: episode.instance.kind for episode in field.episodes}
+    return np.array(list(kinds.values()))
+
+
+def per_instance(values: Doubles, field: Field) -> Doubles:
+    """Mean over the layers and drawn parameters of each instance: instances, not episodes, are independent."""
+    names = np.array(field.instances)
+    found: Doubles = np.array([values[names == name].mean() for name in dict.fromkeys(field.instances)])
+    return found

@@ -1,8 +1,4 @@
-"""A task as the command line gives it: an environment id and its arguments.
-
-The commands play tasks of one rank per layer and one number as the reward: rules, tables and the oracle that an agent
-is compared with are fitted to those.
-"""
+"""A task as the command line gives it: an environment id and its arguments."""
 
 from __future__ import annotations
 
@@ -15,16 +11,19 @@ import gymnasium
 import tyro
 
 import drrl_env  # noqa: F401  (registers the environments)
-from drrl_env.envs.game import Game
 from drrl_env.envs.registration import IDS
 from drrl_env.envs.settings import one_of
-from drrl_env.envs.simulator import pairs
-from drrl_env.envs.single import RankEnv
 from drrl_env.sb3 import RankVecEnv, make_vec_env
-from drrl_policies.rollout import Pair
+from drrl_policies.field import Field, open_field
 
-PLAYED = ("DRRL-Attention-v0", "DRRL-Latency-v0")
+VECTOR = "DRRL-Attention-MO-v0"
+"""Its reward is a vector, which no algorithm of stable-baselines3 takes."""
+PLAYED = tuple(task for task in IDS if task != VECTOR)
 """Environment ids that `drrl train`, `evaluate` and `compare` play."""
+REPEATS = 4
+"""Episodes on every (instance, layer) of a task that draws a tolerance or a budget, spread over its range."""
+FIELD_SEEDS = {"train": 0, "validation": 1, "test": 2}
+"""Seed of what a task draws for the episodes of each split: every command sees the same ones."""
 
 
 @dataclass(frozen=True)
@@ -32,17 +31,20 @@ class Task:
     """Which environment, and with which arguments.
 
     Attributes:
-        env: environment id, DRRL-Attention-v0 or DRRL-Latency-v0.
+        env: environment id; any but DRRL-Attention-MO-v0.
         model: `bundled`, a folder, or a Hugging Face name.
         layer: layer to play on; None for all.
         segment: tokens of a segment.
         context: tokens of an instance.
         ranks: candidate ranks, the last full; None for shares of the head dimension.
         value_rank: `balanced`, `same`, a number, or `none` for full values.
-        basis: `refreshed` or `calibrated`.
+        basis: `refreshed`, `calibrated`, or the literature's `keys-pca` and `separate-svd`; None for the task's own.
+        actions: `discrete` or `box`; None for what the task has, or `box` where the algorithm needs it.
         reward: `default` or `paper`.
         guard: `off`, `paper` or `conformal`.
         statistics: names of the statistics an agent observes; None for the default ones.
+        tolerance: lowest and highest ε of DRRL-Tolerance-v0; None for the task's own.
+        budget: lowest and highest budget of DRRL-Budget-v0 over full attention's FLOPs; None for the task's own.
         cost: what the reward charges, `flops`, `latency` or a table of `drrl calibrate latency`; None: the task's own.
         text: your own text file instead of the bundled text; its spans are dealt to the splits, 2 : 1 : 1.
     """
@@ -54,75 +56,73 @@ class Task:
     context: int = 2048
     ranks: tuple[int, ...] | None = None
     value_rank: str = "balanced"
-    basis: str = "refreshed"
+    basis: str | None = None
+    actions: str | None = None
     reward: str = "default"
     guard: str = "off"
     statistics: tuple[str, ...] | None = None
+    tolerance: tuple[float, float] | None = None
+    budget: tuple[float, float] | None = None
     cost: str | None = None
     text: Path | None = None
 
-    def arguments(self, split: str, instances: int | None) -> dict[str, Any]:
-        """Keyword arguments of every face of the environment."""
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of every face of the environment, but for the instances."""
         found = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "env"}
-        return {**found, "value_rank": _value_rank(self.value_rank), "split": split, "instances": instances}
+        return {**found, "value_rank": _value_rank(self.value_rank)}
 
     def make(self, split: str, instances: int | None) -> gymnasium.Env[Any, Any]:
         """The environment on some instances of a split."""
         check_played(self.env)
-        return gymnasium.make(self.env, **self.arguments(split, instances))
+        return gymnasium.make(self.env, **self.arguments(), split=split, instances=instances)
 
     def make_lanes(self, split: str, instances: int | None, count: int) -> RankVecEnv:
         """The same in lanes, for stable-baselines3."""
         check_played(self.env)
-        return make_vec_env(self.env, count, **self.arguments(split, instances))
+        return make_vec_env(self.env, count, **self.arguments(), split=split, instances=instances)
+
+    def field(
+        self,
+        split: str,
+        instances: int | None,
+        repeats: int = REPEATS,
+        seed: int | None = None,
+        progress: bool = True,
+        measure: bool = True,
+    ) -> Field:
+        """Episodes on some instances of a split; see `drrl_policies.field.open_field`.
+
+        Args:
+            split: the split.
+            instances: how many of it; None for all.
+            repeats: episodes per (instance, layer) where the task draws something.
+            seed: seed of what it draws; None for the split's own, so that every command sees the same episodes.
+            progress: whether long work shows progress bars.
+            measure: whether every rank is measured beforehand, or only what is played, when it is.
+        """
+        check_played(self.env)
+        drawn = FIELD_SEEDS.get(split, 0) if seed is None else seed
+        return open_field(self.env, self.arguments(), split, instances, drawn, repeats, progress, measure)
+
+
+def open_fields(task: Task, wanted: Sequence[tuple[str, int | None]], progress: bool = True) -> list[Field]:
+    """Fields of several (split, instances); all of them are found good before anything is measured."""
+    for split, instances in wanted:
+        task.make(split, instances)
+    return [task.field(split, instances, progress=progress) for split, instances in wanted]
 
 
 def check_played(env: str) -> None:
-    """Raises a one-line ValueError for an environment that these commands do not play, with the way to train on it."""
-    if env not in IDS:
-        one_of("env", env, PLAYED)
-    if env not in PLAYED:
-        raise ValueError(
-            f"env={env!r}: drrl train, evaluate and compare play {' and '.join(PLAYED)} so far; train {_way_out(env)}"
-        )
-
-
-def _way_out(env: str) -> str:
-    if env == "DRRL-Attention-MO-v0":
-        return f"a multi-objective agent on mo_gymnasium.make({env!r})"
-    return f"any SB3 algorithm on drrl_env.sb3.make_vec_env({env!r}, n)"
+    """Raises a one-line ValueError for an environment that these commands do not play."""
+    if env == VECTOR:
+        raise ValueError(f"env={env!r}: its reward is a vector; train a multi-objective agent on mo_gymnasium.make")
+    one_of("env", env, PLAYED)
 
 
 def _value_rank(text: str) -> str | int | None:
     if text.lower() == "none":
         return None
     return int(text) if text.lstrip("-").isdigit() else text
-
-
-@dataclass(frozen=True)
-class Field:
-    """The episodes of a task on some instances: every (instance, layer), and the tables they are played on."""
-
-    game: Game
-    pairs: tuple[Pair, ...]
-
-
-def open_field(task: Task, split: str, instances: int | None, progress: bool = True) -> Field:
-    """Measures every rank of the instances (with a progress bar) and returns their episodes."""
-    return open_fields(task, [(split, instances)], progress)[0]
-
-
-def open_fields(task: Task, wanted: Sequence[tuple[str, int | None]], progress: bool = True) -> list[Field]:
-    """The same for several (split, instances); all of them are found good before anything is measured."""
-    faces = [task.make(split, instances).unwrapped for split, instances in wanted]
-    return [_measured(face, progress) for face in faces]
-
-
-def _measured(env: gymnasium.Env[Any, Any], progress: bool) -> Field:
-    assert isinstance(env, RankEnv)
-    game, arena = env.game, env.arena
-    game.store.fill(arena.pool, arena.layers, progress)
-    return Field(game, tuple(pairs(arena.pool, arena.layers)))
 
 
 Tasks = Annotated[Task, tyro.conf.OmitArgPrefixes]

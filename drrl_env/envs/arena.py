@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from drrl_env.data.instances import SPLITS, Instance, parse_uri
 from drrl_env.envs.arguments import Arguments, known_arguments
+from drrl_env.envs.codecs import Codec, resolve_codec
 from drrl_env.envs.fingerprint import check_fingerprint, fingerprint
 from drrl_env.envs.game import Rules
 from drrl_env.envs.objectives import resolve_range
@@ -36,6 +37,7 @@ class Arena:
 
     Attributes:
         task: the task.
+        codec: its action space, the task's own unless `actions=` asks for another.
         rules: its rules, resolved.
         play: the lanes.
         pool: instances episodes are drawn from.
@@ -47,6 +49,7 @@ class Arena:
     """
 
     task: Task
+    codec: Codec
     rules: Rules
     play: Play
     pool: tuple[Instance, ...]
@@ -126,7 +129,7 @@ class Arena:
         Raises:
             ValueError: an action is outside its space, or there is not one for each lane.
         """
-        found = self.task.codec.decode(actions, self.play.sizes)
+        found = self.codec.decode(actions, self.play.sizes)
         if len(found) != self.lanes:
             raise ValueError(f"action={actions!r}: {len(found)} actions for {self.lanes} lanes; give one for each")
         return found
@@ -193,14 +196,14 @@ def open_arena(task_id: str, lanes: int, given: Mapping[str, Any]) -> Arena:
     """
     one_of("task", task_id, tuple(TASKS))
     task, arguments = TASKS[task_id], known_arguments(task_id, given)
-    rules = task_rules(task, arguments)
+    codec, rules = resolve_codec(arguments.actions, task.codec, task.id), task_rules(task, arguments)
     world = open_world(rules.measurement)
     wanted, layer = named_layer(arguments.instances, arguments.layer)
     pool = instance_pool(world, arguments.split, wanted, arguments.text)
     play = task.play(rules, lanes)
     layers = play.playable(check_layers(world, layer))
-    spaces_ = task.codec.space(play.sizes), observation_space(play.entries)
-    return Arena(task, rules, play, pool, layers, *spaces_, {found.uri: found for found in pool}, lanes)
+    spaces_ = codec.space(play.sizes), observation_space(play.entries)
+    return Arena(task, codec, rules, play, pool, layers, *spaces_, {found.uri: found for found in pool}, lanes)
 
 
 def named_layer(wanted: int | Sequence[str] | None, layer: int | None) -> tuple[int | Sequence[str] | None, int | None]:

@@ -22,7 +22,8 @@ class Arguments:
         context: tokens of an instance.
         ranks: candidate ranks, ascending, the last full; None for shares of the head dimension.
         value_rank: `balanced`, `same`, a number, or None for full values.
-        basis: `refreshed` or `calibrated`; None for the task's own.
+        basis: `refreshed`, or one fitted beforehand on calibration text: `calibrated` (the product SVD, KQ-SVD's), or
+            the literature's `keys-pca` and `separate-svd` at the same cost; None for the task's own.
         split: `train`, `validation` or `test`; None for train, or for all spans of a user's own `text`.
         instances: how many of the split, or a list of their URIs (`?layer=N` behind them names the layer); None for
             all.
@@ -34,6 +35,8 @@ class Arguments:
         tolerance: ε of DRRL-Tolerance-v0, a number or (low, high) from which it is drawn.
         budget: FLOPs budget of DRRL-Budget-v0, a fraction of full attention's or (low, high).
         cost: what the reward charges: `flops`, `latency`, or a timing table of your own; None for the task's own.
+        actions: `discrete` (indices), or `box` (a number in [-1, 1], for SAC, TD3, DDPG, TQC and CrossQ) where one
+            rank is chosen a step; None for the task's own. A lane's state fits either.
     """
 
     model: str = "bundled"
@@ -52,6 +55,7 @@ class Arguments:
     tolerance: float | tuple[float, float] | None = None
     budget: float | tuple[float, float] | None = None
     cost: str | Path | None = None
+    actions: str | None = None
 
 
 def known_arguments(task: str, given: Mapping[str, Any]) -> Arguments:

@@ -9,6 +9,10 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from drrl_env.envs.mechanism import Integers
+from drrl_env.envs.settings import one_of
+
+ACTIONS = ("discrete", "box")
+"""Values of `actions=`: choices by index, or one number."""
 
 
 class Codec(Protocol):
@@ -92,6 +96,27 @@ class BoxCodec:
         """The middle of each part."""
         middles = (2 * choices[:, :1] + 1) / sizes[0] - 1
         return list(middles.astype(np.float32))
+
+
+def resolve_codec(actions: str | None, own: Codec, task: str) -> Codec:
+    """The action space that `actions=` asks for.
+
+    Args:
+        actions: of `ACTIONS`, or None for the task's own.
+        own: the task's own.
+        task: its id.
+
+    Raises:
+        ValueError: an unknown name, or one number for a task of several choices a step; one line with the remedy.
+    """
+    if actions is None:
+        return own
+    one_of("actions", actions, ACTIONS)
+    if not isinstance(own, MultiDiscreteCodec):
+        return DiscreteCodec() if actions == "discrete" else BoxCodec()
+    if actions == "box":
+        raise ValueError(f"actions='box': {task} makes several choices a step; use actions='discrete'")
+    return own
 
 
 def indices(actions: NDArray[Any], components: int) -> Integers:

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from drrl_env.envs.arena import Arena, open_arena
 from drrl_env.envs.arguments import Arguments
-from drrl_env.envs.basis import KINDS, BasisMechanism
 from drrl_env.envs.layers import LayersSimulator
 from drrl_env.envs.mechanism import Effects
 from drrl_env.envs.objectives import ToleranceObjective
+from drrl_env.envs.pages.actions import codec_text, mechanism_text
 from drrl_env.envs.pages.markdown import attributes, filled, prose, sentence, table
 from drrl_env.envs.pages.scores import scores_table
 from drrl_env.envs.pages.statistics import statistics_page
@@ -108,8 +108,8 @@ def page(task: str) -> str:
         about=_about(arena),
         usage=usage(task),
         space=arena.action_space,
-        codec=prose(type(row.codec)),
-        mechanism=prose(_acts(arena)) + _kinds(arena),
+        codec=codec_text(arena),
+        mechanism=mechanism_text(arena),
         ranks=", ".join(map(str, world.ranks)),
         sizes=f"{world.layers} layers, {shape.heads} heads × {shape.dim}, segments of {shape.segment} tokens",
         observation=observation_table(arena),
@@ -127,18 +127,6 @@ def page(task: str) -> str:
         asking=_asking(arena),
         scores=scores_table(task),
     )
-
-
-def _acts(arena: Arena) -> type:
-    """Whose docstring says what an action does."""
-    return type(arena.play.mechanism) if isinstance(arena.play, Simulator) else type(arena.play)
-
-
-def _kinds(arena: Arena) -> str:
-    """The kinds of basis by index, where the agent chooses one."""
-    if not (isinstance(arena.play, Simulator) and isinstance(arena.play.mechanism, BasisMechanism)):
-        return ""
-    return "\n\nKinds by index: " + ", ".join(f"{index} {kind}" for index, kind in enumerate(KINDS)) + "."
 
 
 def _pays(arena: Arena) -> type:

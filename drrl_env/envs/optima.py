@@ -209,7 +209,7 @@ def replay(question: Question, choices: Integers, strict: bool = True) -> tuple[
 def _optimum(
     question: Question, choices: Integers, value: float, bound: float, kind: str, random: float, error: float
 ) -> Optimum:
-    actions = question.arena.task.codec.encode(choices, question.arena.play.sizes)
+    actions = question.arena.codec.encode(choices, question.arena.play.sizes)
     return Optimum(
         question.arena.task.id, question.instance.uri, question.layer, question.parameter,
         actions, choices, value, bound, kind, random, error,

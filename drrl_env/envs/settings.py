@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from numbers import Integral
 
 from drrl_env.envs.observation import CHUNKS
-from drrl_env.lowrank.flops import BASES
+from drrl_env.lowrank.offline import EVERY_BASIS
 from drrl_env.lowrank.statistics import select_statistics
 
 GUARDS = ("off", "paper", "conformal")
@@ -85,7 +85,7 @@ class Measurement:
         context: tokens of an instance; a multiple of `segment`.
         ranks: candidate ranks, ascending; the last is the head dimension. None: shares of it, `RANK_SHARES`.
         value_rank: `balanced` (by calibration), `same` as the rank, a number, or None for full values.
-        basis: `refreshed` or `calibrated`.
+        basis: `refreshed`, `calibrated`, or an offline one of the literature, see `drrl_env.lowrank.offline`.
         statistics: names of statistics that an observation shows, see `drrl_env.lowrank.statistics`; None: the default.
     """
 
@@ -104,7 +104,7 @@ class Measurement:
 
     def check(self) -> None:
         """Raises a ValueError naming the first argument that is wrong, its value and the remedy."""
-        one_of("basis", self.basis, BASES)
+        one_of("basis", self.basis, EVERY_BASIS)
         positive("segment", self.segment)
         positive("context", self.context)
         if self.segment < CHUNKS:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -18,13 +19,17 @@ from drrl_env.data.instances import Instance, instances, token_ids
 from drrl_env.envs.observation import Layout, layout, static_entries
 from drrl_env.envs.settings import Measurement, check_ranks
 from drrl_env.lowrank.flops import BASES, AttentionShape, RankCost
+from drrl_env.lowrank.offline import OFFLINE, priced_as
 from drrl_env.lowrank.stream import StreamSettings
 from drrl_env.models.calibration import Calibration, calibrate, load_calibration, save_calibration
 from drrl_env.models.language_model import BUNDLED, LanguageModel, bundled_folder, load_language_model
+from drrl_env.models.offline import Directions, fit_directions, load_directions, save_directions
 
 CALIBRATION_SPANS = 32
 """Spans of the train split on which a model is calibrated."""
-CALIBRATION_FILE = "calibration.safetensors"
+CALIBRATION_FILE, DIRECTIONS_FILE = "calibration.safetensors", "directions.safetensors"
+
+Fitted = TypeVar("Fitted", Calibration, Directions)
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,8 @@ class World:
     Attributes:
         measurement: the settings, ranks resolved.
         model: the language model.
-        calibration: its calibrated bases.
+        calibration: its bases that are fixed at run time: the calibrated ones, or those of the offline basis that the
+            measurement names.
         streams_by_basis: stream settings per layer (value ranks differ), for each kind of basis.
         layout: the observation's layout.
     """
@@ -48,11 +54,11 @@ class World:
     @cached_property
     def streams(self) -> tuple[StreamSettings, ...]:
         """Stream settings per layer in the measurement's basis."""
-        return self.streams_by_basis[self.measurement.basis]
+        return self.streams_of(self.measurement.basis)
 
     def streams_of(self, basis: str) -> tuple[StreamSettings, ...]:
-        """Stream settings per layer in a basis, `refreshed` or `calibrated`, whatever the measurement's."""
-        return self.streams_by_basis[basis]
+        """Stream settings per layer in a basis, whatever the measurement's; an offline one has the calibrated one's."""
+        return self.streams_by_basis[priced_as(basis)]
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -95,7 +101,7 @@ def open_world(measurement: Measurement) -> World:
             f"context={measurement.context}: model {measurement.model!r} reads at most {model.context} tokens; "
             f"use context={model.context // measurement.segment * measurement.segment}"
         )
-    calibration = _calibration(measurement, model)
+    calibration = _fixed_bases(measurement, model)
     streams = {basis: _streams(replace(measurement, basis=basis), shape, ranks, calibration) for basis in BASES}
     hidden = int(calibration.embedding_mean.shape[0])
     found = layout(static_entries(measurement.statistics, len(ranks), model.layers, shape, hidden))
@@ -130,20 +136,46 @@ def calibration_texts(model: LanguageModel, context: int, count: int = CALIBRATI
     return [torch.as_tensor(token_ids(span, model.tokenizer, context)) for span in instances("train")[:count]]
 
 
+def _fixed_bases(measurement: Measurement, model: LanguageModel) -> Calibration:
+    """The calibration, its score bases exchanged where an offline one of the literature is asked for."""
+    found = _calibration(measurement, model)
+    if measurement.basis not in OFFLINE:
+        return found
+    make, fitted = OFFLINE[measurement.basis], _directions(measurement, model).layers
+    layers = tuple(make(own, layer.value) for own, layer in zip(fitted, found.layers, strict=True))
+    return replace(found, layers=layers)
+
+
 def _calibration(measurement: Measurement, model: LanguageModel) -> Calibration:
     """The shipped artefact of the bundled model, or one fitted once and kept in the cache folder."""
     path = calibration_path(measurement, model)
     if path.is_file():
         return _fitting(load_calibration(path), model, path)
-    # What ships with the bundled model must not depend on who asked first.
-    sizes = Measurement() if measurement.model == BUNDLED else measurement
+    sizes = _sizes(measurement)
     _make_writable(path.parent)
     found = calibrate(model, calibration_texts(model, sizes.context), sizes.segment)
     save_calibration(found, path)
     return found
 
 
-def _fitting(found: Calibration, model: LanguageModel, path: Path) -> Calibration:
+def _directions(measurement: Measurement, model: LanguageModel) -> Directions:
+    """The same for what offline bases are made of, fitted when the first of them is asked for."""
+    path = directions_path(measurement, model)
+    if path.is_file():
+        return _fitting(load_directions(path), model, path)
+    sizes = _sizes(measurement)
+    _make_writable(path.parent)
+    found = fit_directions(model, calibration_texts(model, sizes.context))
+    save_directions(found, path)
+    return found
+
+
+def _sizes(measurement: Measurement) -> Measurement:
+    """Sizes to fit at: what ships with the bundled model must not depend on who asked first."""
+    return Measurement() if measurement.model == BUNDLED else measurement
+
+
+def _fitting(found: Fitted, model: LanguageModel, path: Path) -> Fitted:
     """The artefact, if it was fitted to the model's very weights."""
     if found.model_digest != model.digest:
         raise ValueError(f"calibration={str(path)!r}: it was fitted to another model; delete it to fit anew")
@@ -168,6 +200,13 @@ def calibration_path(measurement: Measurement, model: LanguageModel) -> Path:
         return bundled_folder() / CALIBRATION_FILE
     name = f"{model.digest}-{measurement.segment}-{measurement.context}.safetensors"
     return cache_folder() / "calibrations" / name
+
+
+def directions_path(measurement: Measurement, model: LanguageModel) -> Path:
+    """Where what its offline bases are made of lies."""
+    if measurement.model == BUNDLED:
+        return bundled_folder() / DIRECTIONS_FILE
+    return cache_folder() / "directions" / calibration_path(measurement, model).name
 
 
 def cache_folder() -> Path:

@@ -1,7 +1,8 @@
 """Bases of the scores: q kᵀ ≈ (q P_q)(k P_k)ᵀ, columns ordered by energy so that ranks nest.
 
 Three ways to one interface: *cold* (a decomposition from nothing), *warm* (one subspace step from a start)
-and *calibrated* (fixed, fitted on calibration text). The first r columns of a basis are its rank r.
+and *calibrated* (fixed, fitted on calibration text). The first r columns of a basis are its rank r; of a basis with a
+core, whose ranks do not nest, that is so on the key side alone.
 """
 
 from __future__ import annotations
@@ -38,11 +39,14 @@ class ScoreBasis:
         query: P_q, (kv_heads, dim, width), float64.
         key: P_k, (kv_heads, dim, width), float64.
         energies: estimates θ_i of σ_i², descending, (kv_heads, width), float64, unscaled scores.
+        core: C, (kv_heads, width, width), float64, of a basis whose ranks do not nest on the query side: the factor of
+            rank r there is P_q[:, :r] C[:r, :r]. None where the first r columns of P_q are.
     """
 
     query: Tensor
     key: Tensor
     energies: Tensor
+    core: Tensor | None = None
 
     @property
     def width(self) -> int:
@@ -50,10 +54,13 @@ class ScoreBasis:
         return int(self.key.shape[-1])
 
     def truncate(self, rank: int) -> ScoreBasis:
-        """The first `rank` columns: within a basis a rank change is a slice."""
+        """The factor pair of a rank, core included; its first `rank` columns where ranks nest: a change is a slice."""
         if not 0 < rank <= self.width:
             raise BasisError(f"rank={rank}: the basis has {self.width} columns; use ranks from 1 to {self.width}")
-        return ScoreBasis(self.query[..., :rank], self.key[..., :rank], self.energies[..., :rank])
+        query = self.query[..., :rank]
+        if self.core is not None:
+            query = query @ self.core[..., :rank, :rank]
+        return ScoreBasis(query, self.key[..., :rank], self.energies[..., :rank])
 
 
 def triangular(rows: Tensor) -> Tensor:

@@ -56,16 +56,33 @@ class Images:
     def inner(self, other: Images) -> Tensor:
         """⟨S_a, S_b⟩ of truncations of `other` (a) and of this basis (b), (kv_heads, width + 1, width + 1).
 
-        Source: the trace formula of design §2: tr[(P_q1ᵀG_qP_q2)(P_k2ᵀG_kP_k1)] sums (P_q1ᵀG_qP_q2)∘(P_k1ᵀG_kP_k2).
+        Source: the trace formula of design §2: tr[(P_q1ᵀG_qP_q2)(P_k2ᵀG_kP_k1)] sums (P_q1ᵀG_qP_q2)∘(P_k1ᵀG_kP_k2);
+        with cores C_a and C_b it is ⟨C_a, (P_q1ᵀG_qP_q2) C_b (P_k2ᵀG_kP_k1)⟩.
         """
-        products = (other.basis.query.mT @ self.query) * (other.basis.key.mT @ self.key)
-        return functional.pad(products.cumsum(-1).cumsum(-2), (1, 0, 1, 0))
+        queries, keys = other.basis.query.mT @ self.query, other.basis.key.mT @ self.key
+        if other.basis.core is None and self.basis.core is None:
+            return functional.pad((queries * keys).cumsum(-1).cumsum(-2), (1, 0, 1, 0))
+        seen = queries[:, None] @ _cores(self.basis) @ keys.mT[:, None]
+        return _cores(other.basis).flatten(-2) @ seen.flatten(-2).mT
 
     @cached_property
     def products(self) -> ScoreProducts:
         """The products of this basis with itself and with S."""
-        crossed = functional.pad((self.query * self.key).sum(-2).cumsum(-1), (1, 0))
+        core = self.basis.core
+        if core is None:
+            crossed = (self.query * self.key).sum(-2).cumsum(-1)
+        else:
+            crossed = (core * (self.query.mT @ self.key)).cumsum(-1).cumsum(-2).diagonal(dim1=-2, dim2=-1)
+        crossed = functional.pad(crossed, (1, 0))
         return ScoreProducts(self.inner(self), crossed, self.total, int(self.key.shape[-2]))
+
+
+def _cores(basis: ScoreBasis) -> Tensor:
+    """The core of every rank from 0, zeros around it, (kv_heads, width + 1, width, width)."""
+    heads, _, width = basis.key.shape
+    kept = (torch.arange(width) < torch.arange(width + 1)[:, None]).to(basis.key.dtype)
+    core = torch.eye(width, dtype=basis.key.dtype).expand(heads, -1, -1) if basis.core is None else basis.core
+    return core[:, None] * kept[:, :, None] * kept[:, None, :]
 
 
 def images(basis: ScoreBasis, grams: Grams) -> Images:

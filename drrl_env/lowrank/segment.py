@@ -28,11 +28,13 @@ class LayerBases:
         query: P_q, (kv_heads, dim, dim).
         key: P_k, (kv_heads, dim, dim).
         value: P_v, (kv_heads, value_dim, value_dim).
+        core: of a score basis whose ranks do not nest, (kv_heads, dim, dim), float64; see `ScoreBasis`.
     """
 
     query: Tensor
     key: Tensor
     value: Tensor
+    core: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class StreamSettings:
     Attributes:
         shape: sizes of the layer and its segments.
         costs: candidate ranks, each with its value rank; rank dim is plain full attention.
-        basis: `refreshed` or `calibrated`.
+        basis: `refreshed`, or `calibrated`: the layer's fixed bases, whichever they are.
     """
 
     shape: AttentionShape
@@ -112,8 +114,9 @@ class Segment:
         if shape.groups == 1:
             return self.products
         query, key = (side.repeat_interleave(shape.groups, 0) for side in (self.basis.query, self.basis.key))
+        core = None if self.basis.core is None else self.basis.core.repeat_interleave(shape.groups, 0)
         own = gram(self.queries.reshape(shape.heads, shape.segment, shape.dim))
-        basis = unmeasured_basis(query, key)
+        basis = unmeasured_basis(query, key, core)
         return score_products(basis, Grams(own, self.grams.key.repeat_interleave(shape.groups, 0)))
 
     @cached_property
@@ -149,6 +152,12 @@ class Segment:
         keys = self.kept_keys if self.kept_keys is not None else self._project_keys()
         return project(self.queries, self.basis.query), keys
 
+    def _project_queries(self, rank: int) -> Tensor:
+        """q P_q of a rank: a slice where ranks nest, a projection of its own where they do not."""
+        if self.basis.core is None:
+            return self._projected[0][..., :rank]
+        return project(self.queries, self.basis.truncate(rank).query)
+
     def _project_keys(self) -> Tensor:
         """k P_k, with empty columns where a value rank is larger: padding P_k is cheaper than padding k P_k."""
         missing = max(0, self.settings.value_width - self.basis.width)
@@ -159,9 +168,9 @@ class Segment:
         cost, shape = self.settings.costs[choice], self.settings.shape
         if cost.rank >= shape.dim:
             return self.full_output
-        queries, keys = self._projected
+        queries, keys = self._project_queries(cost.rank), self._projected[1]
         back = self.bases.value[..., : cost.value_rank]
-        return low_rank_attention(queries[..., : cost.rank], keys, self.reduced_values, back, shape.segment, shape.dim)
+        return low_rank_attention(queries, keys, self.reduced_values, back, shape.segment, shape.dim)
 
     def moments(self, choice: int) -> Tensor:
         """Moments of candidate `choice` against full attention, (heads, 4); see `attention.output_moments`."""
@@ -201,9 +210,10 @@ class Segment:
             ValueError: the settings are of another shape.
         """
         wanted = self.settings if settings is None else settings
-        found = (
-            calibrated_basis(self.bases, wanted.width) if basis is None else unmeasured_basis(basis.query, basis.key)
-        )
+        if basis is None:
+            found = calibrated_basis(self.bases, wanted.width)
+        else:
+            found = unmeasured_basis(basis.query, basis.key, basis.core)
         _check_variant(found, self.settings, wanted)
         values = self.reduced_values
         if wanted.value_width > values.shape[-1]:
@@ -214,14 +224,15 @@ class Segment:
         return variant
 
 
-def unmeasured_basis(query: Tensor, key: Tensor) -> ScoreBasis:
+def unmeasured_basis(query: Tensor, key: Tensor, core: Tensor | None = None) -> ScoreBasis:
     """Factors, each (kv_heads, dim, width), whose energies are not those of the segment at hand, hence NaN."""
-    return ScoreBasis(query, key, torch.full(key.shape[::2], torch.nan, dtype=torch.float64))
+    return ScoreBasis(query, key, torch.full(key.shape[::2], torch.nan, dtype=torch.float64), core)
 
 
 def calibrated_basis(bases: LayerBases, width: int) -> ScoreBasis:
     """The calibrated basis as a score basis; its energies belong to the calibration text and are not a segment's."""
-    return unmeasured_basis(bases.query[..., :width].double(), bases.key[..., :width].double())
+    core = None if bases.core is None else bases.core[..., :width, :width]
+    return unmeasured_basis(bases.query[..., :width].double(), bases.key[..., :width].double(), core)
 
 
 def _check_choices(choices: Sequence[int], heads: int, ranks: int) -> None:

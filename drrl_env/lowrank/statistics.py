@@ -44,6 +44,21 @@ def head_residual_level(view: View) -> Tensor:
     return _level(view.head_losses)
 
 
+def score_level(view: View) -> Tensor:
+    """½ + log10 of the root mean square score / 4, per key head: how sharp its softmax is, whatever share is lost."""
+    segment = view.segment
+    scores = segment.queries.shape[-2] * segment.keys.shape[-2] * view.dim
+    return (0.5 + (segment.products.total / scores).clamp_min(TINY).log10() / 8).clamp(0, 1)
+
+
+def value_mean_level(view: View) -> Tensor:
+    """1 + log10(‖mean v‖² / mean ‖v‖²) / 4, per key head: near 0 where values cancel and an output is small."""
+    values = view.segment.values.double()
+    power = values.square().sum(-1).mean(-1)
+    share = values.mean(1).square().sum(-1) / power.clamp_min(TINY)
+    return (1 + share.clamp_min(TINY).log10() / 4).clamp(0, 1)
+
+
 def _level(lost: Tensor) -> Tensor:
     """From 1 (all of ‖S‖² lost) to 0 (1e-8 of it or less)."""
     return 1 + lost.clamp(1e-8, 1).log10() / 8
@@ -147,6 +162,11 @@ def _chunk_flops(sizes: Sizes, width: int) -> float:
     return sizes.shape.segment * sizes.hidden + sizes.chunks * 2 * sizes.hidden * sizes.components
 
 
+def _value_flops(sizes: Sizes, width: int) -> float:
+    """Running sums of the new values and of their squares."""
+    return sizes.shape.kv_heads * 3.0 * sizes.shape.segment * sizes.shape.value_dim
+
+
 def _of_segment(
     function: Callable[[View], Tensor], shape: tuple[str, ...], cost: Callable[[int, int], float], source: str,
     needs: tuple[str, ...] = (),
@@ -169,6 +189,11 @@ _TABLE = (
     _of_segment(residual_level, ("ranks",), lambda d, w: w, "log of paper Eq. 15", _ENERGIES),
     _of_segment(worst_residual_level, ("ranks",), lambda d, w: w, "as above, worst head", _ENERGIES),
     _of_segment(head_residual_level, ("kv_heads", "ranks"), lambda d, w: w, "as above, every head", _ENERGIES),
+    _of_segment(score_level, ("kv_heads",), lambda d, w: 3, "as in drrl_env.envs.predictor", _ENERGIES),
+    Statistic(
+        "value_mean_level", ("kv_heads",), _value_flops, "as in drrl_env.envs.predictor", value_mean_level,
+        needs_basis=False,
+    ),
     _of_segment(effective_rank, (), lambda d, w: 4 * w, "Roy & Vetterli 2007", _ENERGIES),
     _of_segment(stable_rank, (), lambda d, w: 2, "Rudelson & Vershynin 2007", _SPECTRAL),
     _of_segment(spectral_share, (), lambda d, w: 8 * d**2, "paper Eq. 18", _ENERGIES),

@@ -6,15 +6,11 @@ per model the principal components of its embeddings.
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
@@ -23,6 +19,7 @@ from drrl_env.lowrank.flops import BASES, AttentionShape, RankCost, segment_flop
 from drrl_env.lowrank.grams import Grams, gram, group_queries
 from drrl_env.lowrank.stream import LayerBases, LayerStream, Segment, StreamSettings, run_stream
 from drrl_env.lowrank.weights import weight_statistics
+from drrl_env.models.artefact import load_artefact, save_artefact, tensors_digest
 from drrl_env.models.capture import Capture, capture
 from drrl_env.models.language_model import LanguageModel, projection_weights
 
@@ -56,11 +53,7 @@ class Calibration:
 
     def digest(self) -> str:
         """SHA-256 of every tensor, first 16 hex digits."""
-        found = hashlib.sha256()
-        for name, tensor in sorted(_to_tensors(self).items()):
-            found.update(name.encode())
-            found.update(tensor.contiguous().numpy().tobytes())
-        return found.hexdigest()[:16]
+        return tensors_digest(_to_tensors(self))
 
 
 def calibrate(model: LanguageModel, texts: Sequence[Tensor], segment: int, progress: bool = True) -> Calibration:
@@ -75,7 +68,7 @@ def calibrate(model: LanguageModel, texts: Sequence[Tensor], segment: int, progr
     Returns:
         The artefact.
     """
-    shape, sums = model.shape(segment), _Sums()
+    shape, sums = model.shape(segment), Moments()
     for ids in tqdm(texts, desc="calibrating", disable=not progress):
         sums.add(capture(model.network, ids), shape)
     bases = sums.bases()
@@ -87,7 +80,7 @@ def calibrate(model: LanguageModel, texts: Sequence[Tensor], segment: int, progr
     return Calibration(bases, ranks, torch.stack(weights).float(), mean, components, model.digest)
 
 
-class _Sums:
+class Moments:
     """Second moments over the calibration text."""
 
     def __init__(self) -> None:
@@ -103,11 +96,15 @@ class _Sums:
         count, total, square = self._embedding or (0, torch.zeros(()), torch.zeros(()))
         self._embedding = (count + len(exact), total + exact.sum(0), square + exact.mT @ exact)
 
+    def grams(self) -> tuple[Grams, ...]:
+        """Summed Grams of queries and keys, per layer."""
+        return tuple(Grams(query, key) for query, key, _ in self._layers)
+
     def bases(self) -> tuple[LayerBases, ...]:
         """Product SVD of the summed Grams, and the eigenvectors of the values."""
         found = []
-        for query, key, value in self._layers:
-            basis = cold(Grams(query, key), int(key.shape[-1]))
+        for grams, (_, key, value) in zip(self.grams(), self._layers, strict=True):
+            basis = cold(grams, int(key.shape[-1]))
             found.append(LayerBases(basis.query.float(), basis.key.float(), value_basis(value).float()))
         return tuple(found)
 
@@ -197,16 +194,13 @@ def _to_tensors(calibration: Calibration) -> dict[str, Tensor]:
     tensors |= {f"value_ranks.{kind}": table for kind, table in calibration.value_ranks.items()}
     for index, layer in enumerate(calibration.layers):
         tensors |= {f"{index}.query": layer.query, f"{index}.key": layer.key, f"{index}.value": layer.value}
+        tensors |= {f"{index}.core": layer.core} if layer.core is not None else {}
     return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
 
 def save_calibration(calibration: Calibration, path: Path) -> None:
     """Writes the artefact as safetensors, atomically, its digest and that of the model's weights in the metadata."""
-    # Workers that start together all fit the same artefact: each needs a partial file of its own.
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    metadata = {"digest": calibration.digest(), "model": calibration.model_digest}
-    save_file(_to_tensors(calibration), partial, metadata=metadata)
-    partial.replace(path)
+    save_artefact(_to_tensors(calibration), calibration.model_digest, path)
 
 
 def load_calibration(path: Path) -> Calibration:
@@ -215,21 +209,15 @@ def load_calibration(path: Path) -> Calibration:
     Raises:
         ValueError: the file is damaged; one line with the remedy.
     """
-    try:
-        with safe_open(path, "pt") as file:
-            facts = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        found = _from_tensors(tensors, facts["model"])
-    except (SafetensorError, OSError, KeyError) as error:
-        raise ValueError(f"calibration={str(path)!r}: the file is damaged ({error}); delete it to fit anew") from error
-    if found.digest() != facts.get("digest"):
-        raise ValueError(f"calibration={str(path)!r}: the file has changed since it was written; delete it to fit anew")
-    return found
+    return load_artefact("calibration", path, _from_tensors)
 
 
 def _from_tensors(tensors: dict[str, Tensor], model_digest: str) -> Calibration:
     count = sum(name.endswith(".query") for name in tensors)
-    layers = [LayerBases(tensors[f"{i}.query"], tensors[f"{i}.key"], tensors[f"{i}.value"]) for i in range(count)]
+    layers = [
+        LayerBases(tensors[f"{i}.query"], tensors[f"{i}.key"], tensors[f"{i}.value"], tensors.get(f"{i}.core"))
+        for i in range(count)
+    ]
     ranks = {kind: tensors[f"value_ranks.{kind}"] for kind in BASES}
     mean, components = tensors["embedding_mean"], tensors["embedding_components"]
     return Calibration(tuple(layers), ranks, tensors["weights"], mean, components, model_digest)

@@ -1,4 +1,4 @@
-"""What a policy is: it says what it reads, what it computes, and which rank it wants."""
+"""What a policy is: it says what it reads, what it computes, and which choices it wants."""
 
 from __future__ import annotations
 
@@ -21,17 +21,15 @@ class Situation:
 
     Attributes:
         observation: the observation, (lanes, size) per entry.
-        masks: allowed choices, (lanes, ranks).
-        blocks: numbers of the (instance, layer) in the store, (lanes,); only the oracle may look.
-        positions: segment numbers, (lanes,).
-        previous: choices executed at the last segment, (lanes,).
+        masks: allowed choices of every component side by side, (lanes, sum of sizes).
+        episodes: number of the lane's episode in its field, -1 where nobody knows, (lanes,); only the oracle may look.
+        steps: steps done in the episode, -1 where nobody knows, (lanes,); only the oracle may look.
     """
 
     observation: Observation
     masks: Masks
-    blocks: Choices
-    positions: Choices
-    previous: Choices
+    episodes: Choices
+    steps: Choices
 
 
 class Policy(ABC):
@@ -39,19 +37,21 @@ class Policy(ABC):
 
     Attributes:
         name: its name in tables, charts and files.
+        sizes: number of choices in each component of an action.
         reads: entries of the observation it looks at; comparisons charge them to it.
         deciding_flops: FLOPs of one decision beyond reading.
         privileged: whether it knows what no deployed policy can (the oracle).
     """
 
     name: str
+    sizes: tuple[int, ...]
     reads: frozenset[str] = frozenset()
     deciding_flops: float = 0.0
     privileged: bool = False
 
     @abstractmethod
     def choose(self, situation: Situation) -> Choices:
-        """The wanted choice of every lane, (lanes,), int64; a masked one is carried out at the nearest allowed."""
+        """The wanted choices, (lanes, components), int64; a masked one is carried out at the nearest allowed."""
 
     def predict(
         self,
@@ -61,11 +61,22 @@ class Policy(ABC):
         deterministic: bool = True,
         action_masks: Masks | None = None,
     ) -> tuple[Choices, Any]:
-        """The choice in stable-baselines3's form, for one observation or a batch of them."""
-        single = observation["position"].ndim == 1
+        """The choices in stable-baselines3's form, for one observation or a batch of them.
+
+        Returns:
+            Indices, (lanes,) where an action has one component and else (lanes, components), without the lanes for one
+            observation; and `state` as it was given.
+        """
+        single = next(iter(observation.values())).ndim == 1
         batch = {name: np.atleast_2d(rows) for name, rows in observation.items()}
-        lanes, ranks = batch["previous_rank"].shape
-        masks = np.ones((lanes, ranks), bool) if action_masks is None else np.reshape(action_masks, (lanes, ranks))
+        lanes, width = len(next(iter(batch.values()))), sum(self.sizes)
+        masks = np.ones((lanes, width), bool) if action_masks is None else np.reshape(action_masks, (lanes, width))
         unknown = np.full(lanes, -1)
-        choices = self.choose(Situation(batch, masks, unknown, unknown, batch["previous_rank"].argmax(-1)))
-        return (choices[0] if single else choices), state
+        choices = self.choose(Situation(batch, masks, unknown, unknown))
+        found = choices[:, 0] if len(self.sizes) == 1 else choices
+        return (found[0] if single else found), state
+
+
+def by_component(masks: Masks, sizes: tuple[int, ...]) -> list[Masks]:
+    """What stands side by side in (lanes, sum of sizes), component by component."""
+    return np.split(masks, np.cumsum(sizes)[:-1], axis=-1)

@@ -1,122 +1,248 @@
-"""Fitting rule policies on the train split, and planning with what was measured."""
+"""Fitting rule policies on the train split, and the oracle of a field."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
+from tqdm import tqdm
 
-from drrl_env.envs.game import Game
+from drrl_env.envs.basis import CALIBRATED, KEPT, REFRESHED
 from drrl_env.envs.mechanism import Doubles
-from drrl_env.envs.processes import Process, process, random_return
-from drrl_env.envs.solvers.decision import DecisionProcess, plan
-from drrl_policies.base import Choices, Policy
-from drrl_policies.rollout import Pair, Reference, rollout
-from drrl_policies.rules import EnergyThreshold, Fixed, Full, LayerSegmentTable, LayerTable, Oracle, Random
+from drrl_env.envs.optima import SOLVERS
+from drrl_env.envs.processes import Process, process
+from drrl_env.envs.solvers.decision import DecisionProcess, plan, rank_process
+from drrl_policies.accounts import step_layers
+from drrl_policies.base import Choices, Masks, Policy
+from drrl_policies.field import Field
+from drrl_policies.rollout import rollout
+from drrl_policies.rules import Bins, EnergyThreshold, Oracle, Random, Table, ToleranceThreshold, constant
 
-SHARES = 1 - np.logspace(-4, -0.3, 48)
-"""Energy shares a threshold is chosen from, .9999 to .5."""
-
-
-def mean_return(policy: Policy, game: Game, pairs: Sequence[Pair]) -> float:
-    """Mean return of a policy over the episodes."""
-    return float(rollout(policy, game, pairs).returns.mean())
-
-
-def best_fixed(game: Game, pairs: Sequence[Pair]) -> Fixed:
-    """The one rank with the highest mean return; of equal ones the highest."""
-    candidates = [Fixed(choice, rank) for choice, rank in enumerate(game.world.ranks)]
-    return max(reversed(candidates), key=lambda policy: mean_return(policy, game, pairs))
+SHARES = 1 - np.geomspace(1e-4, 0.5, 40)
+"""Energy shares a threshold is chosen from, .9999 to .5; every eighth where each trial is computed live."""
+SCALES = np.geomspace(1e-3, 1e3, 61)
+"""Factors κ that a threshold on ε² is chosen from."""
+BINS = 8
+"""Bins of what a task draws, equally many episodes in each."""
 
 
-def best_threshold(game: Game, pairs: Sequence[Pair]) -> EnergyThreshold:
-    """The energy threshold with the highest mean return."""
-    candidates = [EnergyThreshold(float(share)) for share in SHARES]
-    return max(candidates, key=lambda policy: mean_return(policy, game, pairs))
+@dataclass(frozen=True)
+class Candidate:
+    """A rule that observes nothing.
+
+    Attributes:
+        family: rules among which the best is chosen.
+        table: its choices.
+    """
+
+    family: str
+    table: Table
 
 
-def best_layer_table(game: Game, pairs: Sequence[Pair]) -> LayerTable:
-    """The rank with the highest mean return, layer by layer; of equal ones, and where no episode is, the highest."""
-    candidates = [Fixed(choice, rank) for choice, rank in enumerate(game.world.ranks)]
-    means = np.stack([_layer_means(policy, game, pairs) for policy in candidates])
-    return LayerTable(len(means) - 1 - means[::-1].argmax(0))
+def returns(policy: Policy, field: Field) -> Doubles:
+    """Return of every episode, (episodes,)."""
+    return rollout(policy, field).returns
 
 
-def _layer_means(policy: Policy, game: Game, pairs: Sequence[Pair]) -> Doubles:
-    """Mean return of a policy layer by layer, zero where no episode is, (layers,)."""
-    numbers, layers = np.array([layer for _, layer in pairs]), game.world.layers
-    sums = np.bincount(numbers, rollout(policy, game, pairs).returns, minlength=layers)
-    found: Doubles = sums / np.maximum(1, np.bincount(numbers, minlength=layers))
+def candidates(field: Field) -> list[Candidate]:
+    """One rank for everything, the lowest first; with every way to use a basis where an action names one."""
+    named = list(enumerate(field.arena.world.ranks))
+    if len(field.sizes) > field.rank_components:
+        return [rule for choice, rank in named for rule in _basis_rules(field, choice, rank)]
+    fixed = [constant(f"fixed-{rank}", field.sizes, (choice,) * len(field.sizes)) for choice, rank in named]
+    return [Candidate("fixed", table) for table in fixed]
+
+
+def _basis_rules(field: Field, choice: int, rank: int) -> Iterator[Candidate]:
+    """A rank in a basis that is always calibrated, always refreshed, or refreshed once and then kept."""
+    yield Candidate("calibrated", constant(f"calibrated-{rank}", field.sizes, (choice, CALIBRATED)))
+    yield Candidate("refreshed", constant(f"refreshed-{rank}", field.sizes, (choice, REFRESHED)))
+    kinds = [REFRESHED, *[KEPT] * (field.steps - 1)]
+    kept = np.array([[[choice, kind]] for kind in kinds])[None]
+    yield Candidate("kept", Table(f"kept-{rank}", field.sizes, kept))
+
+
+def full(field: Field) -> Table:
+    """Plain full attention."""
+    last = (len(field.arena.world.ranks) - 1,) * field.rank_components
+    return constant("full", field.sizes, (*last, *[CALIBRATED] * (len(field.sizes) - len(last))))
+
+
+def best_fixed(field: Field) -> Table:
+    """The one constant rule with the highest mean return; of equal ones the highest rank."""
+    return max((rule.table for rule in reversed(candidates(field))), key=lambda each: returns(each, field).mean())
+
+
+def best_of_family(field: Field) -> dict[str, Table]:
+    """The best constant rule of every family."""
+    found: dict[str, list[Table]] = {}
+    for rule in reversed(candidates(field)):
+        found.setdefault(rule.family, []).append(rule.table)
+    return {name: max(mine, key=lambda each: returns(each, field).mean()) for name, mine in found.items()}
+
+
+def best_threshold(field: Field) -> EnergyThreshold:
+    """The energy threshold with the highest mean return, one that knows the tolerance where there is one."""
+    sizes, ranks = field.sizes, field.rank_components
+    shares = SHARES[::8] if field.live else SHARES
+    choices: list[EnergyThreshold] = [EnergyThreshold(sizes, float(share), ranks) for share in shares]
+    if field.arena.play.parameter == "tolerance":
+        choices = [ToleranceThreshold(sizes, float(scale)) for scale in SCALES]
+    return max(choices, key=lambda policy: returns(policy, field).mean())
+
+
+def best_layer_table(field: Field) -> Table:
+    """The best constant rule of each layer; of equal ones, and where no episode is, the highest rank."""
+    if field.live:
+        start = best_fixed(field).choices.repeat(field.arena.world.layers, axis=0)
+        return climb(Table("layer-table", field.sizes, start), field)
+    return _by_group("layer-table", field, np.zeros(len(field.episodes), np.int64), None)
+
+
+def best_parameter_table(field: Field) -> Table:
+    """The best constant rule for each layer and bin of what the task drew."""
+    groups, bins = _binned(field)
+    return _by_group(f"layer-{bins.entry}-table", field, groups, bins)
+
+
+def best_parameter_segment_table(field: Field) -> Table:
+    """The best sequence of choices for each layer and bin of what the task drew, where a task is a finite process."""
+    groups, bins = _binned(field)
+    plans = [[_layer_plan(field, layer, groups == group) for group in range(BINS)] for layer in _layers(field)]
+    return Table(
+        f"layer-segment-{bins.entry}-table", field.sizes, np.stack([np.concatenate(row, axis=1) for row in plans]), bins
+    )
+
+
+def _binned(field: Field) -> tuple[Choices, Bins]:
+    """The bin of every episode, and the bins: equally many episodes in each."""
+    name = field.arena.play.parameter
+    assert name is not None
+    shown = _shown(field, name)
+    edges = np.quantile(shown, np.arange(1, BINS) / BINS)
+    return np.searchsorted(edges, shown), Bins(name, tuple(edges.tolist()))
+
+
+def _shown(field: Field, name: str) -> Doubles:
+    """What an observation shows of the drawn parameter, (episodes,)."""
+    field.arena.play.begin(range(len(field.episodes)), field.episodes)
+    found: Doubles = field.arena.play.observe()[name][:, 0].astype(np.float64)
     return found
 
 
-def best_layer_segment_table(game: Game, pairs: Sequence[Pair]) -> LayerSegmentTable:
-    """The sequence of ranks with the highest mean return, layer by layer.
+def _by_group(name: str, field: Field, groups: Choices, bins: Bins | None) -> Table:
+    """The best candidate of each (layer, group of episodes)."""
+    rules = [rule.table for rule in reversed(candidates(field))]
+    gained = np.stack([returns(rule, field) for rule in rules])
+    count, layers, steps = 1 if bins is None else BINS, field.arena.world.layers, max(r.choices.shape[1] for r in rules)
+    found = np.zeros((layers, steps, count, len(field.sizes)), np.int64)
+    for layer, group in np.ndindex(layers, count):
+        mine = gained[:, (field.layers == layer) & (groups == group)]
+        found[layer, :, group] = rules[int(mine.sum(-1).argmax())].choices[0, :, 0]
+    return Table(name, field.sizes, found, bins)
 
-    Exact without a guard: the mean of the rewards is itself a decision process over the previous rank. Under a
-    guard the executed rank may differ from the table's, so the better of that plan and of one rank per layer is
-    improved an entry at a time.
+
+def best_layer_segment_table(field: Field) -> Table:
+    """The sequence of choices with the highest mean return, layer by layer.
+
+    Exact without a guard where a task is a finite decision process: the mean of the rewards is itself one. Elsewhere
+    the better of that and of the layer table is improved an entry at a time.
     """
-    planned = LayerSegmentTable(np.stack([_layer_plan(game, pairs, k) for k in range(game.world.layers)]))
-    if game.rules.guard.kind == "off":
+    layered = best_layer_table(field)
+    start = Table("layer-segment-table", field.sizes, np.broadcast_to(layered.choices, _table_shape(field)).copy())
+    if field.arena.task.id in SOLVERS:
+        return climb(start, field)
+    everything = np.ones(len(field.episodes), bool)
+    plans = np.stack([_layer_plan(field, layer, everything) for layer in _layers(field)])
+    planned = Table("layer-segment-table", field.sizes, plans)
+    if field.arena.rules.guard.kind == "off":
         return planned
-    constant = best_layer_table(game, pairs).choices[:, None].repeat(game.world.segments, axis=1)
-    return _climb(_better(planned, LayerSegmentTable(constant), game, pairs), game, pairs)
+    gained = returns(start, field)
+    return climb(_better(start, gained, planned.choices, field)[0], field)
 
 
-def _layer_plan(game: Game, pairs: Sequence[Pair], layer: int) -> Choices:
-    """The best open-loop choices of a layer, full where no episode is, (segments,)."""
-    episodes = [_episode(game, pair) for pair in pairs if pair[1] == layer]
-    if not episodes:
-        return np.full(game.world.segments, len(game.world.ranks) - 1)
-    rewards = np.mean([found.decision.rewards for found in episodes], axis=0)
-    following = np.broadcast_to(np.arange(rewards.shape[-1]), rewards.shape)
-    return plan(DecisionProcess(rewards, following, np.ones(rewards.shape, bool), rewards.shape[-1] - 1)).choices
+def _table_shape(field: Field) -> tuple[int, int, int, int]:
+    return field.arena.world.layers, field.steps, 1, len(field.sizes)
 
 
-def _better(table: LayerSegmentTable, other: LayerSegmentTable, game: Game, pairs: Sequence[Pair]) -> LayerSegmentTable:
-    """Layer by layer the row with the higher mean return, the first table's where equal."""
-    gains = _layer_means(other, game, pairs) - _layer_means(table, game, pairs)
-    return LayerSegmentTable(np.where(gains[:, None] > 1e-12, other.choices, table.choices))
+def _layers(field: Field) -> range:
+    return range(field.arena.world.layers)
 
 
-def _climb(table: LayerSegmentTable, game: Game, pairs: Sequence[Pair]) -> LayerSegmentTable:
-    """Changes single entries while that raises the mean return."""
-    before = None
-    while before is None or (before.choices != table.choices).any():
+def _layer_plan(field: Field, layer: int, among: Masks) -> Choices:
+    """The best open-loop choices of a layer on some episodes, full where there is none, (steps, 1, components)."""
+    mine = [e for e, wanted in zip(field.episodes, among, strict=True) if wanted and e.layer == layer]
+    if not mine:
+        return np.broadcast_to(full(field).choices[0], _table_shape(field)[1:])
+    bar = tqdm(mine, desc=f"table of layer {layer}", leave=False, disable=not field.progress or len(mine) < 64)
+    known = [process(field.game, field.game.store.block(e.instance, e.layer), e.parameter) for e in bar]
+    mean = np.mean([each.decision.rewards for each in known], axis=0)
+    found: Choices = known[0].actions[plan(_open_loop(known[0], mean)).choices][:, None]
+    return found
+
+
+def _open_loop(known: Process, mean: Doubles) -> DecisionProcess:
+    """The process of a table: the mean rewards; a guard, which differs by instance, is left out of it."""
+    return rank_process(mean) if known.actions.shape[1] == 1 else replace(known.decision, rewards=mean)
+
+
+def best_heads_table(field: Field) -> Table:
+    """A rank per layer and head, allotted on the train split: the static allocation of design §2."""
+    start = best_layer_table(field)
+    return climb(Table("layer-head-table", field.sizes, start.choices), field)
+
+
+def climb(table: Table, field: Field) -> Table:
+    """Changes single entries while that raises the mean return; layers that share no episode are changed together."""
+    scopes = [[layer] for layer in np.unique(step_layers(field))] if field.live else [list(_layers(field))]
+    gained, before = returns(table, field), None
+    while before is not table:
         before = table
-        for position, choice in np.ndindex(game.world.segments, len(game.world.ranks)):
-            changed = table.choices.copy()
-            changed[:, position] = choice
-            table = _better(table, LayerSegmentTable(changed), game, pairs)
+        for step, component in np.ndindex(table.choices.shape[1], table.choices.shape[3]):
+            for scope, choice in product(scopes, range(field.sizes[component])):
+                changed = table.choices.copy()
+                changed[scope, step, :, component] = choice
+                table, gained = _better(table, gained, changed, field)
     return table
 
 
-def _episode(game: Game, pair: Pair) -> Process:
-    return process(game, game.store.block(*pair))
+def _better(table: Table, gained: Doubles, changed: Choices, field: Field) -> tuple[Table, Doubles]:
+    """Layer by layer the row with the higher mean return, the first table's where equal, and its returns."""
+    if (changed == table.choices).all():
+        return table, gained
+    other = Table(table.name, table.sizes, changed, table.bins)
+    played = returns(other, field)
+    better = np.bincount(field.layers, played - gained, minlength=len(changed)) > 1e-9
+    if field.live:
+        better[:] = better.any()
+    if not better.any():
+        return table, gained
+    mixed = np.where(better[:, None, None, None], changed, table.choices)
+    return Table(table.name, table.sizes, mixed, table.bins), np.where(better[field.layers], played, gained)
 
 
-def reference(game: Game, pairs: Sequence[Pair]) -> Reference:
-    """What random and the oracle reach on these episodes, exact."""
-    episodes = [_episode(game, pair) for pair in pairs]
-    best = np.array([plan(found.decision).value for found in episodes])
-    return Reference(tuple(pairs), np.array([random_return(found) for found in episodes]), best)
-
-
-def oracle_policy(game: Game, pairs: Sequence[Pair]) -> Oracle:
+def oracle_policy(field: Field) -> Oracle:
     """The oracle of these episodes."""
-    blocks = {game.store.block(*pair): pair for pair in pairs}
-    return Oracle({block: plan(_episode(game, pair).decision).policy for block, pair in blocks.items()})
+    return Oracle(field.sizes, np.stack([optimum.choices for optimum in field.optima]))
 
 
-def rule_policies(game: Game, train: Sequence[Pair], seed: int = 0) -> list[Policy]:
-    """Every rule policy, fitted on the train episodes; a threshold only where energies are observed."""
-    observed = EnergyThreshold.reads <= set(game.world.layout.slices)
-    return [
-        Random(seed),
-        Full(len(game.world.ranks)),
-        best_fixed(game, train),
-        *([best_threshold(game, train)] if observed else []),
-        best_layer_table(game, train),
-        best_layer_segment_table(game, train),
-    ]
+def rule_policies(train: Field, seed: int = 0) -> list[Policy]:
+    """Every rule policy of a task, fitted on train episodes."""
+    observed = EnergyThreshold.reads <= set(train.arena.world.layout.slices)
+    found: list[Policy] = [Random(train.sizes, seed), full(train), *best_of_family(train).values()]
+    found += [best_threshold(train)] if observed else []
+    found.append(best_layer_table(train))
+    if train.live:
+        return found
+    if train.arena.play.parameter:
+        found.append(best_parameter_table(train))
+        found += [best_parameter_segment_table(train)] if train.arena.task.id not in SOLVERS else []
+    found += [best_heads_table(train)] if train.rank_components > 1 else []
+    return [*found, best_layer_segment_table(train)]
+
+
+def named(policies: Sequence[Policy], name: str) -> Policy:
+    """The first policy whose name begins so."""
+    return next(policy for policy in policies if policy.name.startswith(name))

@@ -5,14 +5,17 @@ Being a features extractor it serves every algorithm that takes one: PPO, Maskab
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from drrl_env.envs.observation import CHUNKS, COMPONENTS, WINDOW
+from drrl_policies.standard import Standard
 
 PAST, CONTEXT = ("window", "window_ranks"), ("layer", "tokens", "previous_rank")
 """Entries that tokens other than this segment's are made of."""
@@ -26,20 +29,32 @@ class TransformerExtractor(BaseFeaturesExtractor):
     A token whose entries are not observed is left out. Entries of other names (a tolerance, a budget), and a text that
     is not made of chunk means alone, become further inputs of this segment's token.
 
+    Entries are standardised first, see `Standard`; `drrl train` and `drrl imitate` fit that on the train split.
+
     Args:
         observation_space: the environment's Dict of 1-D boxes. `window_ranks` has `WINDOW` numbers for each head that
             has a rank of its own, slot by slot.
         features_dim: width of the tokens and of the result.
         heads: attention heads.
         blocks: encoder layers.
+        second_order: whether gradients are differentiated again, as TRPO does; PyTorch's fused attention cannot be.
 
     Raises:
         ValueError: an entry is not one-dimensional, or a window cannot be cut into `WINDOW` slots.
     """
 
-    def __init__(self, observation_space: spaces.Dict, features_dim: int = 64, heads: int = 4, blocks: int = 2) -> None:
+    def __init__(
+        self,
+        observation_space: spaces.Dict,
+        features_dim: int = 64,
+        heads: int = 4,
+        blocks: int = 2,
+        second_order: bool = False,
+    ) -> None:
         super().__init__(observation_space, features_dim)
-        size = _sizes(observation_space)
+        self._second_order = second_order
+        size = entry_sizes(observation_space)
+        self.standard = Standard(size)
         convolved = size.get("tokens") == CHUNKS * COMPONENTS
         self._context = tuple(name for name in CONTEXT if name in size and (name != "tokens" or convolved))
         self._window = tuple(name for name in PAST if name in size)
@@ -61,12 +76,18 @@ class TransformerExtractor(BaseFeaturesExtractor):
         )
         self.encoder = nn.TransformerEncoder(block, blocks, nn.LayerNorm(features_dim), enable_nested_tensor=False)
 
+    def train(self, mode: bool = True) -> TransformerExtractor:
+        """Sets the mode; SB3 does before every prediction, and walking through all modules costs it .2 ms."""
+        return self if mode == self.training else super().train(mode)
+
     def forward(self, observations: dict[str, Tensor]) -> Tensor:
         """The encoded token of this segment, (lanes, features_dim)."""
+        padding, observations = self._padding(observations), self.standard(observations)
         tokens = self._present(observations)
         if self._window:
             tokens = torch.cat([self._past(observations), tokens], dim=1)
-        encoded = self.encoder(tokens + self.slots, src_key_padding_mask=self._padding(observations))
+        with sdpa_kernel(SDPBackend.MATH) if self._second_order and torch.is_grad_enabled() else nullcontext():
+            encoded = self.encoder(tokens + self.slots, src_key_padding_mask=padding)
         found: Tensor = encoded[:, self._here]
         return found
 
@@ -102,8 +123,12 @@ class TransformerExtractor(BaseFeaturesExtractor):
         return torch.cat([absent, absent.new_zeros(len(absent), 1 + len(self._context))], dim=1)
 
 
-def _sizes(observation_space: spaces.Dict) -> dict[str, int]:
-    """Numbers in every entry."""
+def entry_sizes(observation_space: spaces.Dict) -> dict[str, int]:
+    """Numbers in every entry, in the order of the observation.
+
+    Raises:
+        ValueError: an entry is not one-dimensional, or a window cannot be cut into `WINDOW` slots.
+    """
     shapes = {name: space.shape or () for name, space in observation_space.spaces.items()}
     for name, shape in shapes.items():
         if len(shape) != 1:
@@ -118,10 +143,16 @@ def _slots(rows: Tensor) -> Tensor:
     return rows.reshape(len(rows), WINDOW, -1)
 
 
-def transformer_policy_kwargs(features_dim: int = 64) -> dict[str, Any]:
-    """`policy_kwargs` for SB3's MultiInputPolicy with the Transformer as extractor."""
+def transformer_policy_kwargs(features_dim: int = 64, second_order: bool = False) -> dict[str, Any]:
+    """`policy_kwargs` for SB3's MultiInputPolicy with the Transformer as extractor.
+
+    Args:
+        features_dim: width of the tokens and of the result.
+        second_order: for TRPO, see `TransformerExtractor`.
+    """
+    settings: dict[str, Any] = {"features_dim": features_dim, **({"second_order": True} if second_order else {})}
     return {
         "features_extractor_class": TransformerExtractor,
-        "features_extractor_kwargs": {"features_dim": features_dim},
+        "features_extractor_kwargs": settings,
         "net_arch": [64],
     }

@@ -88,11 +88,16 @@ def small(monkeypatch):
 
 
 def test_bench_policy_compares_seeds_and_rules_on_the_test_split(small):
-    """Every rule, the agent and the oracle on episodes of the test split; both tables beside them."""
+    """Every rule, the agent and the oracle on episodes of the test split; the agent's lead over both kinds of table."""
     found = bench_policy.seeds_on_test(Task(guard="paper", context=512), threads=1)
     names = {row.policy for row in found.rows}
     assert {"energy-threshold", "layer-table", "layer-segment-table", "oracle", "full", "random"} < names
-    assert "maskable-ppo-transformer-seed0" in names
-    assert {instance.split for instance, _ in found.field.pairs} == {"test"}
-    rows = [bench_policy._difference(found, found.rollouts[-1].returns, name, True) for name in ("fixed-", "layer-")]
-    assert all(row.target == "> 0" for row in rows)
+    assert "maskable-ppo-transformer" in names
+    assert {episode.instance.split for episode in found.field.episodes} == {"test"}
+    agent, fixed = found.rows[0], next(row for row in found.rows if row.policy.startswith("fixed-"))
+    required = bench_policy._difference(found, "fixed-", True)
+    assert required.target == "> 0"
+    assert required.meets == (required.value > 0)
+    assert f": {agent.mean_return - fixed.mean_return:.4f} [" in required.name
+    shown = bench_policy._difference(found, "layer-segment-table", False)
+    assert (shown.target, shown.meets) == (None, None)

@@ -6,9 +6,12 @@ import sys
 
 import pytest
 
-from drrl_agents.cli import main
+from drrl_agents.cli import RUNNERS, main
 
-COMMANDS = ("train", "evaluate", "compare", "bench", "calibrate", "instances", "check", "demo", "doctor")
+COMMANDS = (
+    "train", "imitate", "tune", "evaluate", "export", "compare", "validate", "bench", "calibrate", "instances", "check",
+    "demo", "doctor",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -24,12 +27,13 @@ def test_every_command_has_a_help_text(command, monkeypatch, capsys):
 
 
 def test_the_command_alone_lists_its_subcommands(monkeypatch, capsys):
-    """`drrl --help` names all nine."""
+    """`drrl --help` names all thirteen, and there are no others."""
     monkeypatch.setattr(sys, "argv", ["drrl", "--help"])
     with pytest.raises(SystemExit):
         main()
     shown = capsys.readouterr().out
     assert all(command in shown for command in COMMANDS)
+    assert len(RUNNERS) == len(COMMANDS)
 
 
 def test_an_unknown_command_is_refused(drrl):

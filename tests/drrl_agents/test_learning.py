@@ -6,22 +6,25 @@ from dataclasses import replace
 
 import pytest
 
-from drrl_agents.agent import AgentPolicy
+from drrl_agents.agent import as_policy
 from drrl_agents.algorithms import ALGORITHMS, make_algorithm
 from drrl_agents.tasks import Task
-from drrl_env.envs.simulator import Simulator, pairs
 from drrl_env.sb3 import RankVecEnv
-from drrl_policies.fitting import best_fixed, reference
-from drrl_policies.rollout import rollout
+from drrl_policies.field import Field
+from drrl_policies.fitting import best_fixed
+from drrl_policies.rollout import reference, rollout
 
 STEPS, LAYERS, LANES = 20_000, (0, 3), 8
 
 
-def two_layers() -> RankVecEnv:
-    """Two instances of 1,024 tokens, two layers, no guard."""
-    lanes = Task(context=1_024).make_lanes("train", 2, LANES)
+def two_layers() -> tuple[RankVecEnv, Field]:
+    """Two instances of 1,024 tokens, two layers, no guard: lanes to train in, and their episodes."""
+    task = Task(context=1_024)
+    lanes, field = task.make_lanes("train", 2, LANES), task.field("train", 2, progress=False)
     lanes.arena = replace(lanes.arena, layers=LAYERS)
-    return lanes
+    episodes = tuple(episode for episode in field.episodes if episode.layer in LAYERS)
+    arena = replace(field.arena, play=field.arena.task.play(field.arena.rules, len(episodes)), lanes=len(episodes))
+    return lanes, replace(field, arena=arena, episodes=episodes)
 
 
 @pytest.mark.slow
@@ -32,14 +35,12 @@ def test_an_agent_learns_more_than_any_single_rank(policy):
     Measured when this was written: random 0, the untrained agent about 0, best fixed and the layer table .78, the
     layer-segment table .985, an MLP .986, oracle 1. An agent that ignores the segment cannot pass .78.
     """
-    lanes = two_layers()
-    assert isinstance(lanes.arena.play, Simulator)
-    game, episodes = lanes.arena.play.game, pairs(lanes.arena.pool, LAYERS)
+    lanes, field = two_layers()
     model = make_algorithm("maskable-ppo", policy, lanes, seed=0)
-    agent = AgentPolicy(model, "agent", ALGORITHMS["maskable-ppo"].masks)
-    known = reference(game, episodes)
-    scores = [known.score(rollout(agent, game, episodes).returns)]
+    agent = as_policy(model, "agent", ALGORITHMS["maskable-ppo"].masks, field)
+    known = reference(field)
+    scores = [known.score(rollout(agent, field).returns)]
     model.learn(STEPS)
-    scores.append(known.score(rollout(agent, game, episodes).returns))
-    fixed = rollout(best_fixed(game, episodes), game, episodes)
+    scores.append(known.score(rollout(agent, field).returns))
+    fixed = rollout(best_fixed(field), field)
     assert scores[0] < known.score(fixed.returns) < scores[1] <= 1

@@ -9,15 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from sb3_contrib import MaskablePPO
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from drrl_agents.algorithms import ALGORITHMS
+from drrl_agents.algorithms import ALGORITHMS, hyperparameters_of
+from drrl_agents.checkpoints import read_checkpoint
 from drrl_agents.training import Train, train
 
 TERMS = {f"reward_terms/{name}" for name in ("fidelity", "flops", "change")}
 VALIDATION = TERMS | {"return", "normalised_score", "regret", "cosine", "relative_error", "flops_ratio"}
 ROLLOUT = TERMS | {"return", "cosine", "relative_error", "flops_ratio", "score_change", "masked_action"}
-NEWEST, BEFORE = "step-000000512.zip", "step-000000256.zip"
+NEWEST, BEFORE = "step-000000512.safetensors", "step-000000256.safetensors"
 
 
 def events(folder: Path) -> EventAccumulator:
@@ -32,12 +34,12 @@ def last(folder: Path, tag: str) -> float:
 
 
 def test_a_run_logs_every_promised_scalar(finished_run):
-    """Validation before training, after each 256 steps and at the end; the rollouts as they come."""
+    """Validation before training, after each 256 steps and, once, at the end; the rollouts as they come."""
     scalars = set(events(finished_run).Tags()["scalars"])
     assert {f"validation/{name}" for name in VALIDATION | {"total_flops_ratio"}} <= scalars
     assert {f"rollout/{name}" for name in ROLLOUT} <= scalars
-    steps = {event.step for event in events(finished_run).Scalars("validation/normalised_score")}
-    assert steps == {0, 256, 512}
+    steps = [event.step for event in events(finished_run).Scalars("validation/normalised_score")]
+    assert steps == [0, 256, 512]
 
 
 def test_a_run_logs_rank_histograms_and_a_heatmap(finished_run):
@@ -51,11 +53,9 @@ def test_a_run_logs_rank_histograms_and_a_heatmap(finished_run):
 
 
 def test_a_run_fills_the_hparams_tab(finished_run):
-    """The event file holds the plugin's session with the algorithm, the guard, and a metric that exists."""
+    """The event file holds the plugin's session, with the algorithm among its values."""
     content = events(finished_run).PluginTagToContent("hparams")
-    assert {"_hparams_/experiment", "_hparams_/session_start_info"} <= set(content)
     assert b"maskable-ppo" in content["_hparams_/session_start_info"]
-    assert b"validation/normalised_score" in content["_hparams_/experiment"]
 
 
 def test_what_is_logged_agrees_with_itself(finished_run):
@@ -68,14 +68,22 @@ def test_what_is_logged_agrees_with_itself(finished_run):
 
 
 def test_a_run_keeps_its_config_checkpoints_and_weights(finished_run, settings):
-    """Config, two checkpoints, weights; nothing half-written is left behind."""
+    """Config, two checkpoints, weights, SB3's own zip of them; nothing half-written is left behind."""
     config = json.loads((finished_run / "config.json").read_text())
     assert config["task"]["guard"] == "paper"
     assert (config["algo"], config["steps"], config["seed"]) == ("maskable-ppo", settings.steps, settings.seed)
     assert {"model_digest", "calibration_digest", "ranks", "hyperparameters", "versions", "command"} <= set(config)
     assert {path.name for path in (finished_run / "checkpoints").iterdir()} == {BEFORE, NEWEST}
-    assert (finished_run / "policy.safetensors").is_file()
+    assert {"policy.safetensors", "model.zip"} <= {path.name for path in finished_run.iterdir()}
     assert not list(finished_run.rglob("*partial*"))
+
+
+def test_the_zip_is_the_same_agent(finished_run):
+    """SB3 loads it, and its networks are those of the last checkpoint."""
+    policy = read_checkpoint(finished_run / "checkpoints" / NEWEST).tree["modules"]["policy"]
+    loaded = MaskablePPO.load(finished_run / "model.zip", device="cpu").policy.state_dict()
+    assert policy.keys() == loaded.keys()
+    assert all(torch.equal(policy[name], loaded[name]) for name in policy)
 
 
 def test_a_masked_action_is_never_sampled_by_maskable_ppo(finished_run, settings, tmp_path):
@@ -104,40 +112,79 @@ def test_a_taken_folder_is_not_written_over(settings, tmp_path):
     assert [train(short).name for _ in range(2)] == ["seed-0", "seed-0-2"]
 
 
-def first_new_step(folder: Path, old: set[str]) -> int:
-    """Step of the first validation in the event files that a resumed run added."""
-    (added,) = {path.name for path in folder.glob("events*")} - old
-    return min(event.step for event in events(folder / added).Scalars("validation/return"))
+def steps_of(folder: Path, tag: str) -> list[int]:
+    """Steps of a scalar's points."""
+    return [event.step for event in events(folder).Scalars(tag)]
 
 
-def test_resume_goes_on_from_the_newest_checkpoint(run_copy):
-    """To 1,024 steps: first at 512, with checkpoints on the way and the settings of the run, not of the command."""
-    old = {path.name for path in run_copy.glob("events*")}
-    assert train(Train(steps=1_024, resume=run_copy, progress=False)) == run_copy
-    assert first_new_step(run_copy, old) == 512
-    names = sorted(path.name for path in (run_copy / "checkpoints").iterdir())
-    assert names[-1] == "step-000001024.zip"
+def test_off_policy_lanes_that_end_together_show_one_point(settings, tmp_path):
+    """Eight lanes, whose episodes of four steps all end at once: SB3 would log every fourth, twice in a step."""
+    run = train(replace(settings, algo="dqn", policy="mlp", n_envs=8, steps=192, logdir=tmp_path))
+    assert steps_of(run, "rollout/ep_rew_mean") == [32, 64, 96, 128, 160, 192]
+
+
+def test_a_finished_run_says_that_nothing_is_left(run_copy, capsys):
+    """It names the step and the way on, and leaves every file as it was."""
+    before = {path: path.read_bytes() for path in run_copy.rglob("*") if path.is_file()}
+    assert train(Train(resume=run_copy, progress=False)) == run_copy
+    assert "512 steps are done; give more --steps" in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in run_copy.rglob("*") if path.is_file()}
+
+
+def test_more_steps_go_on_from_the_end_and_say_what_that_means(finished_run, run_copy, capsys):
+    """512 steps become 1,024: one line says that the schedules change, the config tells it, and no point is doubled."""
+    command = json.loads((run_copy / "config.json").read_text())["command"]
+    train(Train(steps=1_024, resume=run_copy, progress=False))
+    assert "the schedules run to 1024 steps instead of 512" in capsys.readouterr().err
     config = json.loads((run_copy / "config.json").read_text())
-    assert (config["steps"], config["n_envs"], config["task"]["context"]) == (1_024, 2, 512)
+    assert (config["steps"], config["command"]) == (1_024, command)
+    assert [(each["from"], each["steps"]) for each in config["resumed"]] == [(512, 1_024)]
+    assert steps_of(run_copy, "validation/return") == [0, 256, 512, 768, 1_024]
+    assert steps_of(run_copy, "rollout/cosine") == [256, 512, 768, 1_024]
+    before, after = (load_file(folder / "policy.safetensors") for folder in (finished_run, run_copy))
+    assert not all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(run_copy, capsys):
-    """Half a file: a message names it, and the run goes on at 256 instead of losing everything."""
-    newest, old = run_copy / "checkpoints" / NEWEST, {path.name for path in run_copy.glob("events*")}
-    newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
-    train(Train(steps=512, resume=run_copy, progress=False))
-    message = [line for line in capsys.readouterr().err.splitlines() if NEWEST in line]
-    assert len(message) == 1
-    assert "cannot be read" in message[0]
-    assert first_new_step(run_copy, old) == 256
+def test_hyperparameters_that_are_given_win_over_the_file_and_stay_with_the_run(settings, tmp_path):
+    """Those named, and no others; the config holds them, so a resumed run has them too."""
+    short = replace(settings, algo="a2c", policy="mlp", steps=64, logdir=tmp_path)
+    values = json.loads((train(short, {"gamma": 0.5, "n_steps": 7}) / "config.json").read_text())["hyperparameters"]
+    assert values == {**hyperparameters_of("a2c", settings.task.env), "gamma": 0.5, "n_steps": 7}
+    plain, other = train(short), tmp_path / settings.task.env / "a2c-mlp" / "seed-0"
+    assert steps_of(other, "rollout/cosine")[0] == 14
+    assert steps_of(plain, "rollout/cosine")[0] != 14
 
 
-def test_resume_of_a_finished_run_leaves_its_weights(run_copy):
-    """Nothing to do: the weights are those of the newest checkpoint."""
-    before = load_file(run_copy / "policy.safetensors")
-    train(Train(steps=512, resume=run_copy, progress=False))
-    after = load_file(run_copy / "policy.safetensors")
-    assert all(torch.equal(before[name], after[name]) for name in before)
+def test_a_hyperparameter_that_nobody_knows_is_refused(settings, tmp_path):
+    """One line with those there are."""
+    with pytest.raises(ValueError, match=r"^hyperparameter='gama': unknown; use one of [^\n]*'gamma'[^\n]*$"):
+        train(replace(settings, policy="mlp", logdir=tmp_path), {"gama": 0.5})
+
+
+def test_every_validation_is_told_as_it_is_logged(settings, tmp_path):
+    """Step and values, those of the events, from step 0 to the end."""
+    told: list[tuple[int, dict[str, float]]] = []
+    short = replace(settings, algo="a2c", policy="mlp", steps=128, validate_every=64, logdir=tmp_path)
+    run = train(short, on_validation=lambda step, values: told.append((step, values)))
+    assert [step for step, _ in told] == steps_of(run, "validation/return")
+    assert len(told) == 3
+    shown = events(run)
+    for name in VALIDATION:
+        points = [event.value for event in shown.Scalars(f"validation/{name}")]
+        assert [values[name] for _, values in told] == pytest.approx(points, abs=1e-6)
+
+
+def test_who_is_told_can_end_the_training(settings, tmp_path):
+    """What is raised there comes out, and no finished agent is left behind."""
+
+    def stop(step: int, _: dict[str, float]) -> None:
+        if step:
+            raise InterruptedError
+
+    short = replace(settings, algo="a2c", policy="mlp", steps=128, validate_every=64, logdir=tmp_path)
+    with pytest.raises(InterruptedError):
+        train(short, on_validation=stop)
+    assert not list(tmp_path.rglob("policy.safetensors"))
 
 
 @pytest.mark.parametrize("algo", ALGORITHMS)

@@ -49,6 +49,13 @@ def test_every_task_passes(task: str, guard: str) -> None:
     assert len(str(report).splitlines()) == len(CHECKS) + 1
 
 
+@pytest.mark.usefixtures("_few")
+def test_a_task_of_indices_passes_with_actions_that_are_numbers() -> None:
+    """`actions="box"`: all three faces, states and the libraries' own checkers."""
+    report = check_env("DRRL-Tolerance-v0", 40, actions="box", guard="paper", **SHORT)
+    assert list(report.lines) == list(CHECKS)
+
+
 def test_another_process_gives_the_same_bits() -> None:
     """Computed anew there, under another hash seed."""
     case = checking.Case("DRRL-Heads-v0", 12, 3, {**SHORT, "guard": "paper"})

@@ -1,168 +1,159 @@
-"""A rollout is what stepping the environment gives, and its account leaves nothing out."""
+"""A rollout is what stepping the environment gives, on every task."""
 
 from __future__ import annotations
+
+from functools import reduce
 
 import numpy as np
 import pytest
 
-from drrl_policies import EnergyThreshold, Fixed, Full, LayerSegmentTable, LayerTable, Oracle, Policy, Random
-from drrl_policies.fitting import oracle_policy, rule_policies
-from drrl_policies.rollout import rollout
+from drrl_env.envs.play import EFFECTS
+from drrl_policies import EnergyThreshold, Oracle, Policy, Random, Table, constant, open_field
+from drrl_policies.fitting import candidates, full, oracle_policy, rule_policies
+from drrl_policies.rollout import reference, rollout
 
 
-class Scripted(Policy):
-    """Plays a sequence of choices, claiming to read and to compute what the test wants."""
-
-    name = "scripted"
-
-    def __init__(self, choices, reads=(), deciding_flops=0.0, privileged=False) -> None:
-        self.choices, self.reads = np.array(choices), frozenset(reads)
-        self.deciding_flops, self.privileged = deciding_flops, privileged
-
-    def choose(self, situation):
-        """The choice of this segment."""
-        return self.choices[situation.positions]
+def table_of(field) -> Table:
+    """Other choices at every layer and step."""
+    shape = (field.arena.world.layers, field.steps, 1, len(field.sizes))
+    return Table("table", field.sizes, np.arange(np.prod(shape)).reshape(shape) % np.array(field.sizes))
 
 
-HALF_FULL = (7, 0, 7, 2)
-"""Full at two of four segments."""
+def policies_of(field) -> list[Policy]:
+    """A rule that observes nothing, one that observes energies, one that observes layer and clock."""
+    lowest = constant("fixed", field.sizes, (1,) * len(field.sizes))
+    return [lowest, full(field), EnergyThreshold(field.sizes, 0.98, field.rank_components), table_of(field)]
 
 
-def by_hand(field) -> tuple[float, float, float]:
-    """FLOPs of the energies, of the Gram updates, and of what brings energies, from the table of the design.
-
-    That is the decomposition of a refreshed basis, cold at this width, or the products of a calibrated one.
-    """
-    shape, width = field.game.world.shape, field.game.world.streams[0].width
-    assert (shape.dim, width) == (64, 48)
-    energies = 2 * 64**2 + 48
-    grams = 2 * 128 * 64**2 + shape.groups * 2 * 128 * 64**2
-    cold, products = 13 * 64**3 + 64**2 * 48, 4 * 64**2 * 48 + 4 * 64 * 48**2
-    basis = cold if field.game.world.measurement.basis == "refreshed" else products
-    return shape.kv_heads * energies, shape.kv_heads * grams, shape.kv_heads * basis
-
-
-def overhead(policy, field):
-    """FLOPs of observing and deciding of every episode."""
-    return rollout(policy, field.game, field.pairs).overhead
-
-
-@pytest.mark.parametrize("reads", [(), ("layer", "position"), ("previous_rank", "window_ranks")])
-def test_who_reads_nothing_that_costs_pays_nothing(free_field, refreshed_field, reads):
-    """Without a guard a table pays for no statistic, at full segments neither."""
-    for field in (free_field, refreshed_field):
-        assert (overhead(Scripted(HALF_FULL, reads), field) == 0).all()
-
-
-def test_reading_energies_costs_them_everywhere_and_the_basis_where_attention_was_full(refreshed_field):
-    """By hand, two full segments of four. The wrong ways: the basis never (full looks free), or always (paid twice)."""
-    energies, grams, cold = by_hand(refreshed_field)
-    expected = 4 * energies + 2 * (grams + cold)
-    np.testing.assert_allclose(overhead(Scripted(HALF_FULL, ["energy"]), refreshed_field), expected, rtol=1e-12)
-    np.testing.assert_allclose(overhead(Scripted((0, 0, 0, 0), ["energy"]), refreshed_field), 4 * energies, rtol=1e-12)
-
-
-def test_reading_energies_of_a_calibrated_basis_costs_the_grams_everywhere(free_field):
-    """Attention in a calibrated basis never updates a Gram, so whoever looks pays for it at every rank."""
-    expected = 4 * sum(by_hand(free_field))
-    np.testing.assert_allclose(overhead(Scripted(HALF_FULL, ["energy"]), free_field), expected, rtol=1e-12)
-
-
-def test_the_window_is_not_paid_a_second_time(refreshed_field):
-    """It repeats the statistics of past segments; energies are part of them."""
-    statistics = overhead(Scripted(HALF_FULL, ["segment"]), refreshed_field)
-    together = overhead(Scripted(HALF_FULL, ["segment", "window", "energy"]), refreshed_field)
-    assert (statistics > 0).all()
-    assert (statistics == together).all()
-
-
-def test_deciding_is_paid_at_every_segment(free_field):
-    """A million FLOPs per decision are four million per episode of four segments, the tokens read on top."""
-    assert (overhead(Scripted(HALF_FULL, deciding_flops=1e6), free_field) == 4e6).all()
-    tokens = overhead(Scripted(HALF_FULL, ["tokens"]), free_field)
-    both = overhead(Scripted(HALF_FULL, ["tokens"], deciding_flops=1e6), free_field)
-    np.testing.assert_allclose(both - tokens, 4e6)
-    assert (tokens >= 4 * 8 * 2 * 256 * 16).all()
-
-
-def test_under_a_guard_everyone_pays_for_what_it_looks_at(field):
-    """Fixed, full and the oracle too: a guard decides from energies, which are not free; without it they pay nothing.
-
-    The conformal one sums the segment's values and their squares as well, 3 · 128 · 64 FLOPs a key head.
-    """
-    values = 4 * 3 * 128 * 64 if field.game.rules.guard.kind == "conformal" else 0
-    expected = 0 if field.free else 4 * (sum(by_hand(field)) + values)
-    np.testing.assert_allclose(overhead(Full(8), field), expected, rtol=1e-12)
-    assert ((overhead(oracle_policy(field.game, field.pairs), field) == 0) == field.free).all()
-    assert ((overhead(Fixed(0, 8), field) == 0) == field.free).all()
-
-
-def test_everything_counted_is_at_least_attention(field):
-    """total ratio ≥ FLOPs ratio for every rule, and the rest is observing and deciding over full attention."""
-    full = field.game.mean_full * field.game.world.segments
-    for policy in rule_policies(field.game, field.pairs):
-        found = rollout(policy, field.game, field.pairs)
-        total, attention = found.total_ratio(field.game.mean_full), found.columns["flops_ratio"].mean(-1)
-        np.testing.assert_allclose(total - attention, found.overhead / full, atol=1e-12)
-        assert (found.overhead >= 0).all()
-
-
-def test_full_attention_costs_exactly_itself(free_field):
-    """FLOPs ratio, total ratio and cache ratio are 1, cosine 1, error 0."""
-    found = rollout(Full(8), free_field.game, free_field.pairs)
-    np.testing.assert_allclose(found.columns["flops_ratio"].mean(-1), 1)
-    np.testing.assert_allclose(found.total_ratio(free_field.game.mean_full), 1)
-    np.testing.assert_allclose(found.cache_ratio, 1)
-    assert (found.columns["cosine"] == 1).all()
-    assert (found.columns["relative_error"] == 0).all()
-
-
-def test_cache_bytes_are_counted_by_hand(free_field, refreshed_field):
-    """A fixed rank 8 reads r + r_v columns of d + d_v; a refreshed basis keeps the raw keys as well."""
-    for field, raw in ((free_field, 0), (refreshed_field, 64)):
-        world = field.game.world
-        found = rollout(Fixed(0, 8), field.game, field.pairs).cache_ratio
-        for (_, layer), ratio in zip(field.pairs, found, strict=True):
-            cost = world.streams[layer].costs[0]
-            assert ratio == pytest.approx((cost.rank + cost.value_rank + raw) / 128)
-
-
-def test_the_reward_is_the_sum_of_its_terms(field):
-    """In every step of a random rollout, to the last bit."""
-    found = rollout(Random(0), field.game, field.pairs)
-    assert list(found.terms) == ["fidelity", "flops", "change"]
-    assert (found.rewards == found.terms["fidelity"] + found.terms["flops"] + found.terms["change"]).all()
-
-
-POLICIES = [
-    Fixed(1, 12),
-    Full(8),
-    EnergyThreshold(0.98),
-    LayerTable(np.array([0, 5, 7, 2])),
-    LayerSegmentTable(np.arange(16).reshape(4, 4) % 8),
-]
-
-
-@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.name)
-def test_a_rollout_is_what_stepping_the_environment_by_hand_gives(field, policy):
-    """Rewards, executed ranks and every number of info bit for bit, through gym.make and `predict`."""
-    found, env = rollout(policy, field.game, field.pairs), field.env()
-    for number, (instance, layer) in enumerate(field.pairs):
-        observation, _ = env.reset(options={"instance": instance.uri, "layer": layer})
-        for position in range(field.game.world.segments):
+def check_by_stepping(policy, field, env):
+    """Rewards, choices and every number of info are those of `gym.make` and `predict`, bit for bit."""
+    found, drawn = rollout(policy, field), field.arena.play.parameter
+    for number, episode in enumerate(field.episodes):
+        options = {"instance": episode.instance.uri, "layer": episode.layer}
+        observation, _ = env.reset(options={**options, **({drawn: episode.parameter} if drawn else {})})
+        for step in range(field.steps):
             masks = env.get_wrapper_attr("action_masks")()
             choice, _ = policy.predict(observation, action_masks=masks)
-            observation, reward, ended, _, info = env.step(choice)
-            assert reward == found.rewards[number, position]
-            assert info["choice"] == found.executed[number, position]
+            action = field.arena.codec.encode(np.reshape(choice, (1, -1)), field.sizes)[0]
+            observation, reward, ended, _, info = env.step(action)
+            assert reward == found.rewards[number, step]
+            assert np.array_equal(np.ravel(info["choice"]), found.executed[number, step])
+            assert info["masked_action"] == (found.executed[number, step] != found.wanted[number, step]).any()
             for name, steps in found.columns.items():
-                assert info[name] == steps[number, position]
-            for name, steps in found.terms.items():
-                assert info["reward_terms"][name] == steps[number, position]
+                assert info[name] == steps[number, step]
+            assert info["reward_terms"] == {name: steps[number, step] for name, steps in found.terms.items()}
         assert ended
+
+
+def test_a_rollout_is_what_stepping_the_environment_by_hand_gives(field, gym_env):
+    """Under every guard, in both bases, at both costs."""
+    env = gym_env(field)
+    for policy in policies_of(field):
+        check_by_stepping(policy, field, env)
+
+
+def test_a_rollout_of_every_task_is_what_stepping_it_by_hand_gives(each, gym_env):
+    """One rank, a rank per head, rank and basis, the closed loop; tolerances and budgets as they were drawn."""
+    env = gym_env(each)
+    for policy in policies_of(each):
+        check_by_stepping(policy, each, env)
+
+
+def test_a_policy_sees_what_the_environment_shows(make_field, gym_env):
+    """Observation and masks of every lane at every step, and the episode and step that only the oracle may look at."""
+    field, seen = make_field("DRRL-Heads-v0", spans=1, guard="paper"), []
+
+    class Watching(Random):
+        def choose(self, situation):
+            seen.append(situation)
+            return np.zeros((len(situation.masks), 4), np.int64)
+
+    rollout(Watching(field.sizes), field)
+    env = gym_env(field)
+    for number, episode in enumerate(field.episodes):
+        observation, _ = env.reset(options={"instance": episode.instance.uri, "layer": episode.layer})
+        for step, situation in enumerate(seen):
+            assert (situation.episodes[number], situation.steps[number]) == (number, step)
+            assert all((situation.observation[name][number] == rows).all() for name, rows in observation.items())
+            assert (situation.masks[number] == env.get_wrapper_attr("action_masks")()).all()
+            observation = env.step(np.zeros(4, np.int64))[0]
+
+
+def test_the_reward_is_the_sum_of_its_terms(each):
+    """In every step of a random rollout, to the last bit; and the return is the sum of the rewards."""
+    found = rollout(Random(each.sizes), each)
+    assert (found.rewards == sum(found.terms.values())).all()
+    assert (found.returns == found.rewards.sum(1)).all()
+    assert found.rewards.shape == (len(each.episodes), each.steps)
+    assert set(found.columns) >= set(EFFECTS)
+
+
+def test_what_is_masked_is_asked_for_and_not_carried_out(make_field):
+    """Full attention throughout breaks a budget: it was wanted, and less was executed."""
+    field = make_field("DRRL-Budget-v0")
+    found = rollout(full(field), field)
+    assert (found.wanted == 2).all()
+    assert (found.executed < 2).any()
+    assert (found.columns["flops"].sum(1) <= field.parameters * field.mean_full * field.steps * (1 + 1e-12)).all()
+
+
+def test_a_vector_reward_is_rolled_out_term_by_term():
+    """DRRL-Attention-MO-v0: returns have a column a term, and each is the total of that term."""
+    field = open_field("DRRL-Attention-MO-v0", {"context": 384}, "train", 1, progress=False)
+    found = rollout(candidates(field)[1].table, field)
+    assert found.returns.shape == (4, 3)
+    assert (found.returns == np.stack([values.sum(1) for values in found.terms.values()], axis=-1)).all()
+
+
+def added(found) -> list[float]:
+    """Returns, added up step after step as the replay of a plan adds them."""
+    return reduce(np.add, found.rewards.T).tolist()
+
+
+def test_the_oracle_gets_the_value_of_its_plans_exactly(solved):
+    """Bit for bit what the solver reported, and everything it asks for is carried out."""
+    found = rollout(oracle_policy(solved), solved)
+    assert added(found) == [optimum.value for optimum in solved.optima]
+    assert (found.wanted == np.stack([optimum.choices for optimum in solved.optima])).all()
+    assert (found.executed == found.wanted).all()
+
+
+def test_under_a_guard_the_oracle_gets_the_value_of_its_plans_too(field):
+    """With either guard, in either basis, at either cost."""
+    found = rollout(oracle_policy(field), field)
+    assert added(found) == [optimum.value for optimum in field.optima]
+    assert (found.executed == found.wanted).all()
+
+
+def test_the_reference_is_that_of_the_optima(solved):
+    """Random and optimum of every episode, in order; score 0, 1 and regret 0 follow."""
+    known = reference(solved)
+    assert known.oracle.tolist() == [optimum.value for optimum in solved.optima]
+    assert known.random.tolist() == [optimum.random for optimum in solved.optima]
+    assert known.score(known.oracle) == 1
+    assert known.score(known.random) == 0
+    assert known.regret(known.oracle, solved.steps) == 0
+    assert known.regret(known.oracle - 3.0, 3) == pytest.approx(1)
+
+
+def test_exact_random_is_the_mean_of_many_random_episodes(field):
+    """Within five standard errors of 100 episodes each; uniform over *all* ranks would miss it under the guard."""
+    exact, rule = reference(field).random, Random(field.sizes, 0)
+    played = np.stack([rollout(rule, field).returns for _ in range(100)])
+    errors = played.std(0, ddof=1) / len(played) ** 0.5
+    assert (np.abs(played.mean(0) - exact) < 5 * errors + 1e-9).all()
 
 
 def test_an_oracle_of_other_episodes_says_so(free_field):
     """A plan that is missing is an error, not a guess."""
-    with pytest.raises(KeyError):
-        rollout(Oracle({}), free_field.game, free_field.pairs)
+    with pytest.raises(IndexError):
+        rollout(Oracle(free_field.sizes, np.zeros((1, 4, 1), np.int64)), free_field)
+
+
+def test_everything_counted_is_at_least_attention(field):
+    """total ratio ≥ FLOPs ratio for every rule, and the rest is observing and deciding over full attention."""
+    for policy in rule_policies(field):
+        found = rollout(policy, field)
+        total, attention = found.total_ratio(field.mean_full), found.columns["flops_ratio"].mean(-1)
+        np.testing.assert_allclose(total - attention, found.overhead / (field.mean_full * field.steps), atol=1e-12)
+        assert (found.overhead >= 0).all()

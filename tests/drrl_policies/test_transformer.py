@@ -11,11 +11,19 @@ from sb3_contrib import QRDQN, MaskablePPO
 from stable_baselines3 import A2C, DQN, PPO
 from torch import nn
 
+from drrl_env.envs.arena import open_arena
 from drrl_env.envs.observation import CHUNKS, COMPONENTS, WINDOW
-from drrl_policies.transformer import TransformerExtractor, transformer_policy_kwargs
+from drrl_env.envs.registration import IDS
+from drrl_env.envs.render import steps_of_segment
+from drrl_env.sb3 import make_vec_env
+from drrl_policies.transformer import TransformerExtractor, entry_sizes, transformer_policy_kwargs
 
 LANES, SHOWN = 5, 2
 """Lanes of a batch, and window slots that lie before the first segment."""
+SEGMENTS = 6
+"""Of the short episodes here: more than the window holds."""
+TASKS = [task for task in IDS if task not in ("DRRL-Attention-MO-v0", "DRRL-Attention-Continuous-v0")]
+"""Those that MaskablePPO plays."""
 
 
 DEFAULT = {
@@ -82,6 +90,21 @@ def test_slots_before_the_first_segment_have_no_influence(extractor, seen):
     assert torch.equal(before, extractor(seen))
 
 
+@pytest.mark.parametrize("left_out", ["", "window_ranks"])
+def test_slots_before_the_first_segment_are_padding_whatever_the_inputs_are_standardised_to(left_out):
+    """Means far from zero make the zeros of such a slot other numbers, yet it stays padding; a played one does not."""
+    sizes = {name: size for name, size in DEFAULT.items() if name != left_out}
+    found, rows = TransformerExtractor(space_of(sizes)), drawn(sizes)
+    for name, times in (("window", 20), ("window_ranks", 1)):
+        if name in rows:
+            rows[name][:, : SHOWN * times] = 0
+    found.standard.fit({name: values + 3.0 for name, values in drawn(sizes).items()})
+    seen = []
+    found.encoder.register_forward_hook(lambda *given: seen.append(given[2]["src_key_padding_mask"]), with_kwargs=True)
+    found(rows)
+    assert seen[0][:, :WINDOW].tolist() == [[True] * SHOWN + [False] * (WINDOW - SHOWN)] * LANES
+
+
 @pytest.mark.parametrize("slot", range(SHOWN, WINDOW))
 def test_it_attends_to_every_segment_that_was_played(extractor, seen, slot):
     """Other statistics in one played slot change the output of every lane."""
@@ -136,9 +159,13 @@ def drawn(sizes: dict[str, int]) -> dict[str, torch.Tensor]:
 
 
 def test_the_default_observation_is_read_as_ever():
-    """The layers of the first release, drawn in its order under one seed: a seed still gives the same policy."""
+    """The layers of the first release, drawn in its order under one seed: a seed still gives the same policy.
+
+    What standardises its inputs is not learnt and draws nothing.
+    """
     torch.manual_seed(5)
     found = TransformerExtractor(space_of(DEFAULT)).state_dict()
+    found = {name: value for name, value in found.items() if not name.startswith("standard.")}
     torch.manual_seed(5)
     layers = {
         "past": nn.Linear(21, 64), "present": nn.Linear(29, 64), "layer": nn.Linear(13, 64),
@@ -221,7 +248,73 @@ def test_it_learns_under_every_algorithm_for_discrete_actions(env, algorithm, se
         assert not torch.equal(before[name], weight), name
 
 
-def test_the_whole_agent_is_small(env):
-    """At most 100,000 weights with its heads: deciding must not cost what it saves."""
-    model = MaskablePPO("MultiInputPolicy", env, policy_kwargs=transformer_policy_kwargs())
+@pytest.mark.parametrize("task", TASKS)
+def test_the_whole_agent_is_small(task):
+    """At most 100,000 weights with both heads, on every task: deciding must not cost what it saves."""
+    lanes = make_vec_env(task, 2, instances=1)
+    model = MaskablePPO("MultiInputPolicy", lanes, policy_kwargs=transformer_policy_kwargs())
     assert sum(weight.numel() for weight in model.policy.parameters()) <= 100_000
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_entry_of_every_task_is_used(task):
+    """No number of any entry has a gradient of zero, the rank and the parameter of the episode included."""
+    space = open_arena(task, 1, {"instances": 1}).observation_space
+    torch.manual_seed(0)
+    found, rows = TransformerExtractor(space), drawn(entry_sizes(space))
+    for value in rows.values():
+        value.requires_grad_()
+    (found(rows) * torch.randn(LANES, 64)).sum().backward()
+    assert set(rows) == set(space.spaces)
+    for entry, value in rows.items():
+        assert (value.grad != 0).all(), entry
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_what_is_padding_in_a_real_episode_is_masked_and_nothing_else(task):
+    """At every step of an episode: noise in a slot changes the output where a segment was played, and nowhere else.
+
+    A mask from the statistics alone, or one that took rank by layer for rank by segment, would fail in DRRL-Layers-v0.
+    """
+    lanes = make_vec_env(task, 1, seed=0, context=768, instances=1)
+    torch.manual_seed(0)
+    found, observation = TransformerExtractor(lanes.observation_space).eval(), lanes.reset()
+    each = steps_of_segment(lanes.arena)
+    for step in range(SEGMENTS * each):
+        ranks = observation["window_ranks"].reshape(WINDOW, -1)
+        assert ((ranks > 0).any(-1) == (np.arange(WINDOW) >= WINDOW - step // each)).all(), step
+        assert [seen_slot(found, observation, slot) for slot in range(WINDOW)] == (ranks > 0).any(-1).tolist()
+        observation, *_ = lanes.step(np.stack([lanes.action_space.sample()]))
+
+
+def seen_slot(found: TransformerExtractor, observation: dict[str, np.ndarray], slot: int) -> bool:
+    """Whether other statistics in a slot of the window change the output."""
+    rows = {name: torch.from_numpy(values.copy()) for name, values in observation.items()}
+    with torch.no_grad():
+        before = found(rows)
+        slots(rows)[:, slot] += 1.0
+        return not torch.equal(before, found(rows))
+
+
+def test_gradients_can_be_differentiated_again_where_an_algorithm_does():
+    """TRPO's Hessian-vector products: fused attention has no second derivative, and says so; ours gives the same."""
+    torch.manual_seed(0)
+    plain = TransformerExtractor(space_of(DEFAULT))
+    twice = TransformerExtractor(space_of(DEFAULT), second_order=True)
+    twice.load_state_dict(plain.state_dict())
+    rows = drawn(DEFAULT)
+    torch.testing.assert_close(twice(rows), plain(rows), rtol=0, atol=1e-5)
+    for found in (plain, twice):
+        (gradient,) = torch.autograd.grad(found(rows).square().sum(), found.slots, create_graph=True)
+        if found is plain:
+            with pytest.raises(RuntimeError, match=r"derivative for .* is not implemented"):
+                torch.autograd.grad(gradient.sum(), found.slots)
+        else:
+            assert (torch.autograd.grad(gradient.sum(), found.slots)[0] != 0).any()
+
+
+def test_the_mode_of_every_part_follows(extractor):
+    """Setting the mode it is in costs nothing, and setting another reaches every part."""
+    for mode in (False, False, True, True, False):
+        extractor.train(mode)
+        assert {part.training for part in extractor.modules()} == {mode}

@@ -9,16 +9,17 @@ import tyro
 
 from drrl_env.envs.settings import one_of
 
-BENCHES = ("update", "env", "policy", "guard", "tasks")
+BENCHES = ("update", "env", "policy", "guard", "tasks", "decide")
 """The benchmarks, each a module beside this one with a function `run(threads)`."""
 
 
 @dataclass(frozen=True)
 class Bench:
-    """Measure here: `update` (the incremental update), `env` (speed), `policy` (three seeds), `guard`, `tasks`.
+    """Measure here: `update` (the incremental update), `env` and `decide` (speed), `policy` (seeds), `guard`, `tasks`.
 
     Attributes:
-        name: update, env, policy, guard (what is safe) or tasks (what each task's baselines and oracle reach).
+        name: update, env, policy, guard (what is safe), tasks (what each task's baselines and oracle reach) or decide
+            (time of a decision of the Transformer policy).
         json: print one JSON object with `machine` and `rows` instead of a table.
         threads: torch threads.
     """

@@ -1,33 +1,30 @@
-"""`drrl bench tasks`: what random, full attention, the best static rules and the oracle reach in every task.
+"""`drrl bench tasks`: what random, full attention, every rule policy and the oracle reach in every task.
 
-Static rules are chosen on the train split and played on the test split. They observe nothing, so nothing is added to
-the FLOPs of their attention.
+Rules are those of `drrl compare`, fitted on the train split and played on the test split. What a rule reads while it
+runs is in its FLOPs; most read nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import product
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
 from drrl_agents.bench.report import machine
-from drrl_agents.bench.static_rules import Choose, Rule, rules_of
-from drrl_env.envs.arena import Arena, open_arena
+from drrl_agents.tasks import FIELD_SEEDS, REPEATS, Task
 from drrl_env.envs.basis import KINDS
-from drrl_env.envs.optima import SOLVERS, Question, pareto, solve
-from drrl_env.envs.oracle import Optimum, normalised_score
-from drrl_env.envs.play import Batch, Episode
-from drrl_env.envs.processes import process
-from drrl_env.envs.simulator import Simulator
-from drrl_env.envs.solvers.decision import plan
+from drrl_env.envs.optima import pareto
 from drrl_env.envs.tasks import TASKS
+from drrl_policies.base import Policy
+from drrl_policies.field import Field, open_field
+from drrl_policies.fitting import candidates, oracle_policy, rule_policies
+from drrl_policies.rollout import Rollout, reference, rollout
+from drrl_policies.rules import Random
 
 SPANS = 8
 """Spans of each split, all layers of each."""
@@ -36,9 +33,6 @@ FEWER = {"DRRL-Basis-v0": 4, "DRRL-Layers-v0": 2}
 CONTEXT = 2048
 WIDTH = 160
 
-Integers = NDArray[np.int64]
-Doubles = NDArray[np.float64]
-
 
 @dataclass(frozen=True)
 class TaskRow:
@@ -46,11 +40,11 @@ class TaskRow:
 
     Attributes:
         task: the environment id.
-        baseline: its name.
+        baseline: name of the policy, as `drrl compare` calls it.
         mean_return: mean return of the test episodes; None where the reward is a vector.
         normalised_score: (R − random)/(oracle − random); None where the reward is a vector.
-        flops_ratio: mean FLOPs over full attention's.
-        relative_error: mean ‖ΔO‖/‖O‖ over steps; None where it is not reported.
+        flops_ratio: mean FLOPs over full attention's, those of what it reads included.
+        relative_error: mean ‖ΔO‖/‖O‖ over steps; None where nothing was played.
         terms: mean total of every term of the reward.
         episodes: test episodes.
         note: how it was worked out or chosen.
@@ -67,36 +61,6 @@ class TaskRow:
     note: str
 
 
-@dataclass(frozen=True)
-class Field:
-    """Episodes of a task.
-
-    Attributes:
-        arena: a lane for each.
-        single: one lane, for the oracle.
-        episodes: the episodes.
-    """
-
-    arena: Arena
-    single: Arena
-    episodes: tuple[Episode, ...]
-
-    @property
-    def layers(self) -> Integers:
-        """Layer of every episode."""
-        return np.array([episode.layer for episode in self.episodes])
-
-
-@dataclass(frozen=True)
-class Played:
-    """What a rule did: return (nan for a vector), terms, FLOPs ratio and error, (episodes,) each."""
-
-    returns: Doubles
-    terms: dict[str, Doubles]
-    flops: Doubles
-    errors: Doubles
-
-
 def run(threads: int = 1) -> list[TaskRow]:
     """Measures every task: minutes, most of them on what was never measured before."""
     torch.set_num_threads(threads)
@@ -109,153 +73,76 @@ def run(threads: int = 1) -> list[TaskRow]:
 
 
 def task_rows(task: str) -> list[TaskRow]:
-    """All rows of a task."""
-    train, test = open_field(task, "train", 0), open_field(task, "test", 1)
+    """All rows of a task: random, full attention, the rules, the oracle."""
+    train, test = (open_episodes(task, split) for split in ("train", "test"))
     if test.arena.play.vector:
-        return _vector_rows(train, test)
-    optima = [solve(_question(test, episode)) for episode in tqdm(test.episodes, desc=f"{task}: oracle", leave=False)]
-    rows = [_random_row(test, optima), *_static_rows(train, test), _oracle_row(test, optima)]
-    return [_scored(row, optima) for row in rows]
+        return _vector_rows(test)
+    return [_scored_row(policy, test) for policy in (*rule_policies(train), oracle_policy(test))]
 
 
-def open_field(task: str, split: str, seed: int) -> Field:
-    """The first spans of a split on all layers; tolerance or budget is drawn from the seed."""
-    given = {"split": split, "instances": min(SPANS, FEWER.get(task, SPANS)), "context": CONTEXT}
-    one = open_arena(task, 1, given)
-    if isinstance(one.play, Simulator):
-        one.play.game.store.fill(one.pool)
-    pairs = list(product(one.pool, one.layers))
-    arena, layers = open_arena(task, len(pairs), given), np.array([layer for _, layer in pairs])
-    drawn = arena.play.draw(layers, np.random.default_rng(seed).random(len(pairs)))
-    return Field(arena, one, tuple(Episode(*pair, value) for pair, value in zip(pairs, drawn.tolist(), strict=True)))
+def open_episodes(task: str, split: str) -> Field:
+    """The first spans of a split on all layers; a tolerance or budget is drawn as every command draws it."""
+    spans = min(SPANS, FEWER.get(task, SPANS))
+    return open_field(task, Task(task, context=CONTEXT).arguments(), split, spans, FIELD_SEEDS[split], REPEATS)
 
 
-def _question(field: Field, episode: Episode) -> Question:
-    return Question(field.single, episode.instance, episode.layer, episode.parameter)
+def _scored_row(policy: Policy, test: Field) -> TaskRow:
+    """What a policy reaches; of random the exact expectation where it is known, what was executed being sampled."""
+    known, played = reference(test), rollout(policy, test)
+    returns = known.random if policy.name == Random.name else played.returns
+    return _row(played, test, _note(policy, played, test), float(returns.mean()), known.score(returns))
 
 
-def play(field: Field, choose: Choose) -> Played:
-    """Plays every episode to its end."""
-    lanes, ended = field.arena.play, False
-    batches: list[Batch] = []
-    lanes.begin(range(len(field.episodes)), field.episodes)
-    while not ended:
-        batch = lanes.step(choose(len(batches), field.arena))
-        batches.append(batch)
-        ended = bool(batch.terminated.all())
-    rewards = np.stack([batch.rewards for batch in batches])
-    terms = {name: np.sum([batch.terms[name] for batch in batches], axis=0) for name in batches[0].terms}
-    columns = {name: np.mean([b.columns[name] for b in batches], axis=0) for name in ("flops_ratio", "relative_error")}
-    returns = np.full(len(field.episodes), np.nan) if lanes.vector else rewards.sum(0)
-    return Played(returns, terms, columns["flops_ratio"], columns["relative_error"])
+def _row(
+    played: Rollout, test: Field, note: str, mean_return: float | None = None, score: float | None = None
+) -> TaskRow:
+    """The row of a rollout."""
+    terms = {term: float(values.sum(-1).mean()) for term, values in played.terms.items()}
+    flops, error = played.total_ratio(test.mean_full).mean(), played.columns["relative_error"].mean()
+    values = (mean_return, score, float(flops), float(error))
+    return TaskRow(test.arena.task.id, played.policy, *values, terms, len(test.episodes), note)
 
 
-def random_choose(seed: int = 0) -> Choose:
-    """Uniformly among what the masks allow, each component on its own."""
-    generator = np.random.default_rng(seed)
-
-    def choose(step: int, arena: Arena) -> Integers:
-        masks = arena.play.masks()
-        noise = np.where(masks, generator.random(masks.shape), -1.0)
-        parts = np.split(noise, np.cumsum(arena.play.sizes)[:-1], axis=1)
-        return np.stack([part.argmax(-1) for part in parts], axis=-1)
-
-    return choose
-
-
-def _static_rows(train: Field, test: Field) -> Iterator[TaskRow]:
-    """Full attention, the best rule of each family, the best rule per layer, the best table per layer and segment."""
-    rules = rules_of(train.arena)
-    masked = "where masks allow it, else the nearest" if test.arena.task.parameter == "budget" else ""
-    yield _row(test, "full attention", play(test, rules[-1].choose), masked)
-    gained = np.stack([play(train, rule.choose).returns for rule in rules])
-    for family in dict.fromkeys(rule.family for rule in rules):
-        mine = [place for place, rule in enumerate(rules) if rule.family == family]
-        best = rules[max(mine, key=lambda place: gained[place].mean())]
-        yield _row(test, f"best {family}", play(test, best.choose), f"{best.name}, chosen on train")
-    if len(set(train.layers)) > 1:
-        yield _row(test, "best static rule per layer", play(test, _per_layer(rules, gained, train, test)), _TRAIN)
-    if test.arena.task.id not in SOLVERS:
-        yield _row(test, "best table per layer and segment", play(test, _table_choose(train, test)), _TRAIN)
+def _note(policy: Policy, played: Rollout, test: Field) -> str:
+    """How a policy was chosen, or how its return was worked out."""
+    if policy.name == Random.name:
+        error = float(np.sqrt(np.mean([found.random_error**2 for found in test.optima]) / len(test.optima)))
+        return "return exact, the rest sampled" if error == 0 else f"return sampled, standard error {error:.1g}"
+    if policy.privileged:
+        return _oracle_note(test) + _kinds_note(played, test)
+    if policy.name == "full":
+        return "where masks allow it, else the nearest" if test.arena.task.parameter == "budget" else ""
+    return "fitted on train"
 
 
-_TRAIN = "chosen on train"
+def _oracle_note(test: Field) -> str:
+    """What kind of optimum it is, and how much a better one could gain at most."""
+    gap = float(np.mean([found.gap for found in test.optima]))
+    kinds = " or ".join(sorted({found.kind for found in test.optima}))
+    return kinds + (f", mean gap to the bound {gap:.2g}" if 1e-9 < gap < np.inf else "")
 
 
-def _per_layer(rules: Sequence[Rule], gained: Doubles, train: Field, test: Field) -> Choose:
-    """Each layer by the rule that was best on it."""
-    chosen = [rules[int(gained[:, train.layers == layer].mean(-1).argmax())] for layer in test.layers]
-    return lambda step, arena: np.array([rule.choices(step) for rule in chosen], np.int64)
-
-
-def _table_choose(train: Field, test: Field) -> Choose:
-    """Layer by layer the sequence with the highest mean return on train: the mean reward is a decision process too."""
-    plans = {layer: _mean_plan(train, int(layer)) for layer in np.unique(test.layers)}
-    return lambda step, arena: np.stack([plans[layer][step] for layer in test.layers])
-
-
-def _mean_plan(train: Field, layer: int) -> Integers:
-    """The best open-loop choices of a layer, (steps, components)."""
-    mine = [episode for episode in train.episodes if episode.layer == layer]
-    asked = [_question(train, episode) for episode in mine]
-    bar = tqdm(asked, desc=f"table of layer {layer}", leave=False)
-    known = [process(each.game, each.block, each.parameter) for each in bar]
-    mean = np.mean([found.decision.rewards for found in known], axis=0)
-    choices = plan(replace(known[0].decision, rewards=mean)).choices
-    found: Integers = known[0].actions[choices]
-    return found
-
-
-def _random_row(test: Field, optima: Sequence[Optimum]) -> TaskRow:
-    """The exact expectation where it is known; what was executed is sampled."""
-    error = float(np.sqrt(np.mean([optimum.random_error**2 for optimum in optima]) / len(optima)))
-    note = "return exact, the rest sampled" if error == 0 else f"return sampled, standard error {error:.1g}"
-    row = _row(test, "random", play(test, random_choose()), note)
-    return replace(row, mean_return=float(np.mean([optimum.random for optimum in optima])))
-
-
-def _oracle_row(test: Field, optima: Sequence[Optimum]) -> TaskRow:
-    """What the oracle's plans give when they are played."""
-    plans = np.stack([optimum.choices for optimum in optima])
-    kinds = sorted({optimum.kind for optimum in optima})
-    gap = float(np.mean([optimum.gap for optimum in optima]))
-    note = " or ".join(kinds) + (f", mean gap to the bound {gap:.2g}" if 1e-9 < gap < np.inf else "")
-    return _row(test, "oracle", play(test, lambda step, arena: plans[:, step]), note + _kinds_note(test, plans))
-
-
-def _kinds_note(test: Field, plans: NDArray[np.int64]) -> str:
-    """How often the plans run each kind of basis, where they choose one."""
-    if test.arena.play.sizes[1:] != (len(KINDS),):
+def _kinds_note(played: Rollout, test: Field) -> str:
+    """How often each kind of basis is run, where it is chosen."""
+    if test.sizes[1:] != (len(KINDS),):
         return ""
-    full = plans[..., 0] == len(test.arena.world.ranks) - 1
-    shares = [f"{name} {np.mean((plans[..., 1] == kind) & ~full):.0%}" for kind, name in enumerate(KINDS)]
+    full = played.executed[..., 0] == len(test.arena.world.ranks) - 1
+    shares = [f"{name} {np.mean((played.executed[..., 1] == kind) & ~full):.0%}" for kind, name in enumerate(KINDS)]
     return f"; of its segments {', '.join(shares)}, full attention {np.mean(full):.0%}"
 
 
-def _row(test: Field, name: str, played: Played, note: str) -> TaskRow:
-    means = [None if np.isnan(values).all() else float(values.mean()) for values in (played.returns, played.errors)]
-    terms = {term: float(values.mean()) for term, values in played.terms.items()}
-    flops = float(played.flops.mean())
-    return TaskRow(test.arena.task.id, name, means[0], None, flops, means[1], terms, len(test.episodes), note)
-
-
-def _scored(row: TaskRow, optima: Sequence[Optimum]) -> TaskRow:
-    assert row.mean_return is not None
-    random, best = (float(np.mean([getattr(o, name) for o in optima])) for name in ("random", "value"))
-    return replace(row, normalised_score=normalised_score(row.mean_return, random, best))
-
-
-def _vector_rows(train: Field, test: Field) -> list[TaskRow]:
+def _vector_rows(test: Field) -> list[TaskRow]:
     """Terms of random and of every fixed rank, and how many best trade-offs there are."""
-    rows = [_row(test, "random", play(test, random_choose()), "sampled")]
-    rows += [_row(test, rule.name, play(test, rule.choose), "") for rule in rules_of(test.arena)]
+    rows = [_row(rollout(Random(test.sizes), test), test, "sampled")]
+    rows += [_row(rollout(rule.table, test), test, "") for rule in candidates(test)]
+    task, layers = test.arena.task.id, test.arena.world.layers
     fronts = [
-        pareto(test.arena.task.id, f"{episode.instance.uri}?layer={episode.layer}", context=CONTEXT)
-        for episode in tqdm(test.episodes[: train.arena.world.layers], desc="Pareto", leave=False)
+        pareto(task, f"{episode.instance.uri}?layer={episode.layer}", context=CONTEXT)
+        for episode in tqdm(test.episodes[:layers], desc="Pareto", leave=False)
     ]
     sizes = [len(found.points) for found in fronts]
     note = f"{min(sizes)} to {max(sizes)} returns in the exact Pareto front of an episode"
-    return [*rows, TaskRow(test.arena.task.id, "Pareto front", None, None, None, None, {}, len(fronts), note)]
+    return [*rows, TaskRow(task, "Pareto front", None, None, None, None, {}, len(fronts), note)]
 
 
 def render(rows: Sequence[TaskRow]) -> None:

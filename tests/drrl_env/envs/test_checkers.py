@@ -21,6 +21,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "same value rank": {"value_rank": "same"},
     "one value rank": {"value_rank": 16, "instances": 1},
     "full values": {"value_rank": None, "ranks": (8, 64)},
+    "separate SVDs": {"basis": "separate-svd"},
+    "numbers as actions": {"actions": "box"},
     "long segments": {"segment": 256, "basis": "calibrated"},
 }
 

@@ -10,6 +10,7 @@ from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
 
+from drrl_env.envs.arena import open_arena
 from drrl_env.envs.codecs import BoxCodec, DiscreteCodec, MultiDiscreteCodec
 from drrl_env.envs.tasks import TASKS
 
@@ -89,6 +90,43 @@ def test_whole_numbers_of_any_width_are_indices(kind: Any) -> None:
     """Agents hand over what their framework has."""
     assert DiscreteCodec().decode(np.array([3, 7], kind), (8,)).tolist() == [[3], [7]]
     assert MultiDiscreteCodec().decode(np.array([[3, 2, 1]], kind), (8, 3, 5)).tolist() == [[3, 2, 1]]
+
+
+SEVERAL = ("DRRL-Heads-v0", "DRRL-Basis-v0")
+"""Tasks of several choices a step."""
+
+
+@pytest.mark.parametrize("task", [task for task in TASKS if task not in SEVERAL])
+def test_every_task_of_one_rank_has_either_action_space(task: str) -> None:
+    """`actions=` chooses it; what a number decodes to is what the index of its part does."""
+    short = {"context": 256, "instances": 1}
+    box, discrete = (open_arena(task, 2, {**short, "actions": actions}) for actions in ("box", "discrete"))
+    assert box.action_space == spaces.Box(-1.0, 1.0, (1,), np.float32)
+    assert discrete.action_space == spaces.Discrete(8)
+    assert box.decode(np.array([[-1.0], [0.3]], np.float32)).tolist() == discrete.decode(np.array([0, 5])).tolist()
+    assert open_arena(task, 2, short).codec is TASKS[task].codec
+
+
+@pytest.mark.parametrize("task", SEVERAL)
+def test_a_box_is_refused_where_a_step_makes_several_choices(task: str) -> None:
+    """In one line, with the remedy; which then gives the task's own space."""
+    short = {"context": 256, "instances": 1}
+    with pytest.raises(ValueError, match=f"^actions='box': {task} makes several .* use actions='discrete'$"):
+        open_arena(task, 1, {**short, "actions": "box"})
+    assert open_arena(task, 1, {**short, "actions": "discrete"}).action_space == open_arena(task, 1, short).action_space
+    with pytest.raises(ValueError, match="actions='continuous': unknown; use one of 'discrete', 'box'"):
+        open_arena(task, 1, {**short, "actions": "continuous"})
+
+
+def test_a_state_fits_whatever_the_action_space(make: Any) -> None:
+    """A lane's state is of choices, not of actions: box and discrete lanes may be exchanged in mid-episode."""
+    one, two = make("DRRL-Tolerance-v0"), make("DRRL-Tolerance-v0", actions="box")
+    one.reset(seed=3)
+    one.step(2)
+    two.set_state(one.get_state())
+    first, second = one.step(5), two.step(np.array([(2 * 5 + 1) / 8 - 1], np.float32))
+    assert first[1:4] == second[1:4]
+    assert all(np.array_equal(first[0][name], second[0][name]) for name in first[0])
 
 
 def test_continuous_and_discrete_tasks_are_one_task(make: Any) -> None:

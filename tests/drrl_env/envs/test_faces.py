@@ -69,6 +69,20 @@ def test_the_sb3_face_is_as_many_one_lane_environments(task: str, guard: str) ->
     assert faces.difference(one, two) is None
 
 
+def test_the_faces_agree_where_actions_are_numbers() -> None:
+    """`actions="box"` for a task whose own are indices: the same bits in all three faces and autoreset modes."""
+    task, box = "DRRL-Tolerance-v0", {"guard": "paper", "actions": "box"}
+    actions = actions_for(task, **box)
+    assert actions.dtype == np.float32
+    for mode in MODES:
+        one = faces.drive_singles(singles_of(task, **box), actions, SEED, mode)
+        two = faces.drive_vector(vector_env(task, mode, **box), actions, SEED)
+        assert faces.difference(one, two) is None, mode
+    one = faces.drive_singles(singles_of(task, **box), actions, SEED, SAME_STEP)
+    three = faces.drive_sb3(make_vec_env(task, LANES, **SHORT, **box), actions, SEED)
+    assert faces.difference(one, three) is None
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("task", [ATTENTION, "DRRL-Tolerance-v0", "DRRL-Budget-v0", "DRRL-Heads-v0"])
 def test_the_faces_agree_under_the_conformal_guard(task: str) -> None:

@@ -144,7 +144,7 @@ def test_nothing_asked_for_shows_the_default(make: Any) -> None:
         (("hidden_states",), {"layer": 4, "tokens": 128}),
         (("weight_alpha",), {"layer": 4 + 3}),
         (("nuclear_share", "head_residual_level"), {"segment": 1 + 32, "window": 4 * 33, "layer": 4}),
-        (tuple(STATISTICS), {"energy": 8, "segment": 54, "window": 216, "layer": 13, "tokens": 128}),
+        (tuple(STATISTICS), {"energy": 8, "segment": 62, "window": 248, "layer": 13, "tokens": 128}),
     ],
 )
 @pytest.mark.parametrize("basis", ["refreshed", "calibrated"])

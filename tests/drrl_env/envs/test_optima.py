@@ -24,6 +24,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "attention, guard": ("DRRL-Attention-v0", {"reward": Reward(beta=2.0), "guard": Guard("paper", 0.15, 0.1)}),
     "continuous": ("DRRL-Attention-Continuous-v0", {"reward": "paper", "basis": "calibrated"}),
     "tolerance": ("DRRL-Tolerance-v0", {"tolerance": 0.35, "basis": "calibrated"}),
+    "tolerance, numbers": ("DRRL-Tolerance-v0", {"tolerance": 0.35, "basis": "calibrated", "actions": "box"}),
     "tolerance, weighed": ("DRRL-Tolerance-v0", {"tolerance": 0.5, "reward": Reward(2.0, 0.5, 0.1)}),
     "tolerance, wide": ("DRRL-Tolerance-v0", {"tolerance": 0.9}),
     "latency": ("DRRL-Latency-v0", {}),
@@ -97,7 +98,10 @@ def play(task: str, found: Optimum, **arguments: Any) -> float:
     return sum(float(step[1]) for step in steps)
 
 
-@pytest.mark.parametrize("case", ["attention", "continuous", "tolerance", "budget", "heads", "basis", "latency"])
+PLAYED = ("attention", "continuous", "tolerance", "tolerance, numbers", "budget", "heads", "basis", "latency")
+
+
+@pytest.mark.parametrize("case", PLAYED)
 def test_its_actions_can_be_played(case: str) -> None:
     """The actions, given to `step`, return the value."""
     task, own = CASES[case]

@@ -13,6 +13,7 @@ from torch import Tensor
 from drrl_env.lowrank.bases import ScoreBasis, cold, value_basis
 from drrl_env.lowrank.flops import AttentionShape, RankCost
 from drrl_env.lowrank.grams import Grams, gram, group_queries
+from drrl_env.lowrank.offline import EVERY_BASIS, OFFLINE, Subspaces, priced_as, subspaces
 from drrl_env.lowrank.stream import LayerBases, LayerStream, Segment, StreamSettings, run_stream
 
 
@@ -129,11 +130,15 @@ def make_rows() -> Callable[..., Tensor]:
     return decaying_rows
 
 
-def fit_bases(tensors: Sequence[Tensor], shape: AttentionShape) -> LayerBases:
-    """Calibrated bases from whole-sequence (queries, keys, values)."""
+def fit_bases(tensors: Sequence[Tensor], shape: AttentionShape, kind: str = "calibrated") -> LayerBases:
+    """Calibrated bases, or those of an offline one, from whole-sequence (queries, keys, values)."""
     queries, keys, values = tensors
-    basis = cold(Grams(gram(group_queries(queries, shape.kv_heads)), gram(keys)), shape.dim)
-    return LayerBases(basis.query.float(), basis.key.float(), value_basis(gram(values)).float())
+    grams, value = Grams(gram(group_queries(queries, shape.kv_heads)), gram(keys)), value_basis(gram(values)).float()
+    if kind in OFFLINE:
+        found = subspaces(grams)
+        return OFFLINE[kind](Subspaces(found.query.float(), found.key.float()), value)
+    basis = cold(grams, shape.dim)
+    return LayerBases(basis.query.float(), basis.key.float(), value)
 
 
 @dataclass(frozen=True)
@@ -171,13 +176,13 @@ def _toy_layer(kind: str, tokens: int = 48, dim: int = 16, costs: Sequence[RankC
     shape = AttentionShape(kv_heads=2, groups=2, dim=dim, value_dim=dim, segment=8)
     sizes = [(4, tokens, dim), (2, tokens, dim), (2, tokens, dim)]
     text, other = (tuple(decaying_rows(s, 10 * j + i) for i, s in enumerate(sizes)) for j in (1, 2))
-    bases = fit_bases(other, shape)
-    return ToyLayer(StreamSettings(shape, tuple(costs), kind), bases, (text[0], text[1], text[2]))
+    bases = fit_bases(other, shape, kind)
+    return ToyLayer(StreamSettings(shape, tuple(costs), priced_as(kind)), bases, (text[0], text[1], text[2]))
 
 
-@pytest.fixture(params=["refreshed", "calibrated"])
+@pytest.fixture(params=EVERY_BASIS)
 def toy_layer(request: pytest.FixtureRequest) -> ToyLayer:
-    """A toy layer of either basis."""
+    """A toy layer of each basis."""
     return _toy_layer(request.param)
 
 

@@ -27,7 +27,7 @@ ROUNDING = 1e-9
 DESIGN = {
     "energy_ratio", "effective_rank", "stable_rank", "nuclear_share", "spectral_norm", "spectral_share", "weight_mean",
     "weight_deviation", "weight_alpha", "subspace_drift", "hidden_states", "residual_level", "worst_residual_level",
-    "head_residual_level",
+    "head_residual_level", "score_level", "value_mean_level",
 }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -85,6 +86,28 @@ def test_head_residual_levels_read_every_head_by_itself(full_width):
         assert found.shape == (2, 4)
         assert torch.allclose(found, 1 + relative.log10() / 4, atol=1e-6)
         assert torch.equal(found.amax(0), statistics.worst_residual_level(view_of(segment)))
+
+
+def test_score_levels_read_the_root_mean_square_score(full_width):
+    """½ + log10(rms of q kᵀ/√d over all pairs)/4 per head, to 1e-9; the norm of the scores, not of what is lost."""
+    for segment in full_width[::10]:
+        scores = segment.queries.double() @ segment.keys.double().mT / 16**0.5
+        expected = (0.5 + scores.square().mean((1, 2)).sqrt().log10() / 4).clamp(0, 1)
+        assert torch.allclose(statistics.score_level(view_of(segment)), expected, atol=1e-9)
+
+
+def test_value_mean_levels_are_one_where_values_agree_and_low_where_they_cancel(full_width):
+    """1 + log10(‖mean v‖²/mean ‖v‖²)/4: 1 for equal values, 0 for pairs of opposite ones, between on the stream."""
+    segment = full_width[3]
+    row = segment.values[:, :1]
+    agreeing = replace(segment, values=row.expand_as(segment.values))
+    signs = 1 - 2 * (torch.arange(segment.values.shape[1]) % 2)
+    cancelling = replace(segment, values=agreeing.values * signs[None, :, None])
+    assert torch.allclose(statistics.value_mean_level(view_of(agreeing)), torch.ones(2).double(), atol=1e-6)
+    assert float(statistics.value_mean_level(view_of(cancelling)).max()) == 0
+    values = segment.values.double()
+    share = values.mean(1).square().sum(-1) / values.square().sum(-1).mean(-1)
+    assert torch.allclose(statistics.value_mean_level(view_of(segment)), 1 + share.log10() / 4, atol=1e-9)
 
 
 def test_effective_rank_is_exact_within_the_basis(full_width):

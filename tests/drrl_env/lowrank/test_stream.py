@@ -19,7 +19,8 @@ def one_shot_basis(layer, queries, keys):
     width, bases = layer.settings.width, layer.bases
     if layer.settings.basis == "calibrated":
         nothing = torch.zeros(len(keys), width, dtype=torch.float64)
-        return ScoreBasis(bases.query[..., :width].double(), bases.key[..., :width].double(), nothing)
+        core = None if bases.core is None else bases.core[..., :width, :width]
+        return ScoreBasis(bases.query[..., :width].double(), bases.key[..., :width].double(), nothing, core)
     return warm(Grams(gram(queries), gram(keys)), bases.key[..., :width])
 
 
