@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,8 @@ PLANS = {
     "DRRL-Layers-v0": Plan(TRAINED, 8_192, spans=16, test=4, seeds=1),
 }
 """The Basis task measures every basis at every segment, and Layers is computed live: fewer spans."""
+PART = "policies.json"
+"""A task's part of the file of that name, in its folder of the logdir."""
 ABLATION, ABLATION_STEPS, ABLATION_SEEDS = "DRRL-Tolerance-v0", 40_000, 3
 
 
@@ -100,23 +102,29 @@ def runs(logdir: Path) -> Iterator[tuple[Path, Train]]:
             yield logdir / task / policy / f"seed-{seed}", settings_of(task, policy, plan, seed, logdir)
 
 
-def train_all(logdir: Path) -> None:
+def train_all(logdir: Path, tasks: Sequence[str]) -> None:
     """Trains what is missing, and goes on with what was stopped."""
     for folder, settings in runs(logdir):
-        if not (folder / "policy.safetensors").is_file():
+        if settings.task.env in tasks and not (folder / "policy.safetensors").is_file():
             train(Train(resume=folder) if (folder / "config.json").is_file() else settings)
 
 
-def compare_all(logdir: Path) -> None:
-    """Compares every task and the ablation."""
-    found = [compared(task, plan, (plan.policy,), logdir) for task, plan in PLANS.items()]
-    save(HERE / "policies.json", found)
-    save(HERE / "ablation.json", [ablation(logdir)])
+def compare_all(logdir: Path, tasks: Sequence[str]) -> None:
+    """Compares these tasks and the ablation, and puts all that was ever compared in the logdir together."""
+    for task in tasks:
+        save(logdir / task / PART, compared(task, PLANS[task], logdir))
+    if ABLATION in tasks:
+        save(HERE / "ablation.json", ablation(logdir))
+    parts = [json.loads((logdir / task / PART).read_text()) for task in PLANS if (logdir / task / PART).is_file()]
+    joined = {name: [each for part in parts for each in part[name]] for name in ("rows", "contrasts")}
+    (HERE / "policies.json").write_text(json.dumps({"machine": parts[0]["machine"], **joined}, indent=1) + "\n")
 
 
-def compared(task: str, plan: Plan, policies: tuple[str, ...], logdir: Path) -> Comparison:
+def compared(task: str, plan: Plan, logdir: Path) -> Comparison:
     """One task's comparison, written into the logdir too."""
-    settings = Compare(Task(task), policies, plan.seeds, instances=plan.test, train_instances=plan.spans, logdir=logdir)
+    settings = Compare(
+        Task(task), (plan.policy,), plan.seeds, instances=plan.test, train_instances=plan.spans, logdir=logdir
+    )
     found = compare(settings)
     show(found)
     write(found, logdir / task / "compare-test")
@@ -154,10 +162,10 @@ def show(found: Comparison) -> None:
     print_contrasts(found)
 
 
-def save(path: Path, found: list[Comparison]) -> None:
-    """Rows and contrasts of some comparisons as one JSON object."""
-    rows = [{"task": each.task.env, **row.values()} for each in found for row in each.rows]
-    contrasts = [contrast_of(each.task.env, contrast) for each in found for contrast in each.contrasts]
+def save(path: Path, found: Comparison) -> None:
+    """Rows and contrasts of a comparison as one JSON object."""
+    rows = [{"task": found.task.env, **row.values()} for row in found.rows]
+    contrasts = [contrast_of(found.task.env, contrast) for contrast in found.contrasts]
     text = json.dumps({"machine": machine(), "rows": rows, "contrasts": contrasts}, indent=1)
     path.write_text(text.replace("NaN", "null") + "\n")
 
@@ -173,13 +181,14 @@ def ends(found: Interval) -> list[float]:
     return list(asdict(found).values())
 
 
-def ship(logdir: Path) -> None:
+def ship(logdir: Path, tasks: Sequence[str]) -> None:
     """Exports each task's best seed, chosen on the validation split."""
-    for task, plan in PLANS.items():
+    for task in tasks:
+        plan = PLANS[task]
         folders = [logdir / task / plan.policy / f"seed-{seed}" for seed in range(plan.seeds)]
         best = max(folders, key=validated)
         config = json.loads((best / "config.json").read_text())
-        run_export(Export(best, SHIPPED / task, instances=max(plan.test, 32), command=command_of(config)))
+        run_export(Export(best, SHIPPED / task, instances=plan.test, command=command_of(config)))
 
 
 def validated(folder: Path) -> float:
@@ -202,9 +211,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("verb", choices=("train", "compare", "ship"))
     parser.add_argument("--logdir", type=Path, default=Path("runs"))
+    parser.add_argument("--tasks", nargs="+", choices=tuple(PLANS), default=tuple(PLANS))
     given = parser.parse_args()
     torch.set_num_threads(1)
-    {"train": train_all, "compare": compare_all, "ship": ship}[given.verb](given.logdir)
+    {"train": train_all, "compare": compare_all, "ship": ship}[given.verb](given.logdir, given.tasks)
 
 
 if __name__ == "__main__":
