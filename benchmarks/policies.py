@@ -64,9 +64,9 @@ PLANS = {
     "DRRL-Attention-v0": Plan(),
     "DRRL-Heads-v0": Plan(),
     "DRRL-Budget-v0": Plan(),
-    "DRRL-Basis-v0": Plan(spans=24, test=16),
+    "DRRL-Basis-v0": Plan(spans=24),
     "DRRL-Latency-v0": Plan(spans=64),
-    "DRRL-Attention-Continuous-v0": Plan("tqc-mlp", 30_000, spans=64, seeds=1),
+    "DRRL-Attention-Continuous-v0": Plan("ppo-transformer-cloned"),
     "DRRL-Layers-v0": Plan(TRAINED, 8_192, spans=16, test=4, seeds=1),
 }
 """The Basis task measures every basis at every segment, and Layers is computed live: fewer spans."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import log
 from typing import cast
 
 import numpy as np
@@ -32,6 +33,8 @@ WANDERING = (0.0, 0.1, 0.3, 1.0)
 LOSSES = ("cross-entropy", "mixed", "regret", "soft")
 FORBIDDEN, WORST = -1e8, -2.0
 """Score of a masked choice before the softmax; what an action loses at most in the loss."""
+FAR = 1e3
+"""Deviations beyond which no normal number falls."""
 GRADIENT = 0.5
 """Largest norm of a gradient step's gradient, SB3's for PPO."""
 
@@ -160,9 +163,12 @@ def clone(
 ) -> list[float]:
     """Trains the actor on what is best and the critic on what it returns, in place.
 
+    An actor over one number in [-1, 1] begins with a deviation as wide as a rank's part of it: with SB3's own of 1 it
+    learns the mean of ranks that are good, and not one of them.
+
     Args:
-        model: an SB3 algorithm with an actor over Discrete or MultiDiscrete actions and a critic (PPO, MaskablePPO,
-            A2C, TRPO); its own optimiser is left as it is.
+        model: an SB3 algorithm with an actor over indices, or over one number in [-1, 1], and a critic (PPO,
+            MaskablePPO, A2C, TRPO); its own optimiser is left as it is.
         known: demonstrations of its task.
         settings: how.
         seed: of the order of the rows; the weights are the model's own.
@@ -176,6 +182,8 @@ def clone(
         ValueError: a model without such an actor, or a setting out of range; one line.
     """
     policy, losses = _checked(model, settings), list[float]()
+    if isinstance(policy.action_space, spaces.Box):
+        nn.init.constant_(policy.log_std, log(2 / len(known.mixes)))
     optimiser = torch.optim.AdamW(policy.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
     updates = -(-len(known) // settings.batch) * settings.epochs
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda update: _rate(update / updates))
@@ -204,10 +212,11 @@ def _checked(model: BaseAlgorithm, settings: Cloning) -> ActorCriticPolicy:
         if not 0 < getattr(settings, name) < float("inf"):
             raise ValueError(f"{name}={getattr(settings, name)}: must be above 0; use for example 0.001")
     policy = model.policy
-    discrete = isinstance(model.action_space, (spaces.Discrete, spaces.MultiDiscrete))
-    if not (discrete and isinstance(getattr(policy, "action_net", None), nn.Linear)):
+    if not isinstance(getattr(policy, "action_net", None), nn.Linear) or getattr(model, "use_sde", False):
         name = type(model).__name__
-        raise ValueError(f"algo={name!r}: has no actor over choices to clone into; use maskable-ppo, ppo, a2c or trpo")
+        raise ValueError(
+            f"algo={name!r}: has no actor over choices to clone into; use maskable-ppo, ppo, a2c or trpo, without gSDE"
+        )
     return cast("ActorCriticPolicy", policy)
 
 
@@ -239,7 +248,7 @@ def cloning_loss(policy: ActorCriticPolicy, batch: Demonstrations, settings: Clo
     """The loss of some rows, see `Cloning`, ()."""
     pairs = policy.mlp_extractor(policy.extract_features(batch.observation))
     scores, values = policy.action_net(pairs[0]), policy.value_net(pairs[1])[:, 0]
-    chances = log_chances(scores, batch, policy.action_space)
+    chances = _chances(policy, scores, batch)
     critic = nn.functional.mse_loss(values, batch.values)
     found: Tensor = _actor_loss(chances, batch.gains, settings) + settings.value_weight * critic
     return found
@@ -253,6 +262,32 @@ def _actor_loss(chances: Tensor, gains: Tensor, settings: Cloning) -> Tensor:
     soft = -(target * chances.clamp(min=-50)).sum((1, 2)).mean()
     regret = (chances.exp() * -gains.clamp(min=WORST)).sum((1, 2)).mean() / settings.temperature
     return {"soft": soft, "regret": regret, "mixed": soft + regret}[settings.loss]
+
+
+def _chances(policy: ActorCriticPolicy, scores: Tensor, batch: Demonstrations) -> Tensor:
+    """Log-probability of each mix of each group, (rows, groups, mixes), from what the actor's last layer gives."""
+    if not isinstance(policy.action_space, spaces.Box):
+        return log_chances(scores, batch, policy.action_space)
+    return interval_chances(scores, policy.log_std, len(batch.mixes))[:, batch.mixes.T]
+
+
+def interval_chances(mean: Tensor, log_std: Tensor, parts: int) -> Tensor:
+    """Log-probability that a normal number falls in each of the equal parts of [-1, 1], (rows, parts).
+
+    What lies beyond the ends counts as the end, as `BoxCodec` reads an action. Masks do not count: the algorithms that
+    choose numbers know none.
+
+    Args:
+        mean: of the number, (rows, 1).
+        log_std: logarithm of its deviation, (1,).
+        parts: how many.
+    """
+    inner = (torch.linspace(-1, 1, parts + 1)[1:-1] - mean) / log_std.exp()
+    low, high = (nn.functional.pad(inner, side, value=end) for side, end in (((1, 0), -FAR), ((0, 1), FAR)))
+    above = low + high > 0  # a difference of probabilities near 1 would be rounding: take those of the other tail
+    low, high = torch.where(above, -high, low), torch.where(above, -low, high)
+    outer: Tensor = torch.special.log_ndtr(high)
+    return outer + torch.log1p(-(torch.special.log_ndtr(low) - outer).exp().clamp_max(1 - 1e-6))
 
 
 def log_chances(scores: Tensor, batch: Demonstrations, space: spaces.Space[np.int64]) -> Tensor:

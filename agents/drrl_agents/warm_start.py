@@ -57,7 +57,7 @@ def described(recipe: Recipe) -> dict[str, Any]:
 def check_imitation(algo: str, task: str) -> None:
     """Raises a one-line ValueError where nobody can be cloned."""
     if algo not in ("maskable-ppo", "ppo", "a2c", "trpo"):
-        raise ValueError(f"imitate=True: algo={algo!r} has no actor over indices to teach; use maskable-ppo")
+        raise ValueError(f"imitate=True: algo={algo!r} has no actor to teach; use maskable-ppo, ppo, a2c or trpo")
     if task == "DRRL-Layers-v0":
         raise ValueError(
             f"imitate=True: {task} is computed live and has no exact values away from the oracle's plan; train it by "
