@@ -69,6 +69,7 @@ policies: $(STAMP)
 	$(BIN)/python benchmarks/policies.py compare
 	$(BIN)/python benchmarks/policies.py ship
 	$(BIN)/python benchmarks/curves.py runs/DRRL-Tolerance-v0
+	$(BIN)/python benchmarks/tolerance.py
 	$(BIN)/python benchmarks/readme.py
 
 # The generated pages in docs/, from docstrings, tables and benchmarks/*.json; a test fails when one is stale.
@@ -76,5 +77,7 @@ policies: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/python -m drrl_agents.algorithm_page --write
 	$(BIN)/python benchmarks/guard_page.py
+	$(BIN)/python benchmarks/curves.py
+	$(BIN)/python benchmarks/tolerance.py --page
 	$(BIN)/python -m drrl_env.envs.describe --write
 	$(BIN)/python benchmarks/readme.py

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import drrl_env
+from drrl_agents.tasks import Task
 from drrl_env.envs import describe
 from drrl_env.envs.arguments import Arguments
 from drrl_env.envs.pages.markdown import attributes
 from drrl_env.envs.pages.scores import measured
+from drrl_env.envs.processes import process
 from drrl_env.envs.registration import IDS
 from drrl_env.envs.tasks import TASKS
 from drrl_env.lowrank.statistics import STATISTICS
@@ -122,3 +126,25 @@ def test_the_readme_shows_what_the_benchmarks_printed() -> None:
     """Every number between the marks comes from benchmarks/; a typed one would differ from what the script writes."""
     script = runpy.run_path(str(ROOT / "benchmarks" / "readme.py"))
     assert script["measured"]() in (ROOT / "README.md").read_text()
+
+
+def test_the_page_on_learning_shows_what_the_predictions_are_worth() -> None:
+    """Stale otherwise: run `python benchmarks/tolerance.py --page`."""
+    script = runpy.run_path(str(ROOT / "benchmarks" / "tolerance.py"))
+    report = json.loads((ROOT / "benchmarks" / "tolerance.json").read_text())
+    assert script["section"](report) in (DOCS / "learning.md").read_text()
+    scores = [row["score"] for row in report["rows"]]
+    assert scores[-3:] == sorted(scores[-3:]), "better predictions were worth less"
+
+
+def test_a_plan_is_worth_what_its_predictions_are() -> None:
+    """Bar: the oracle's return where errors are known to a millionth, less where they are believed to be a third."""
+    script = runpy.run_path(str(ROOT / "benchmarks" / "tolerance.py"))
+    field = Task("DRRL-Tolerance-v0", context=512).field("train", 4, 2, progress=False)
+    store = field.game.store
+    processes = [process(field.game, store.block(e.instance, e.layer), e.parameter) for e in field.episodes]
+    beliefs = script["believed"](field, field, script["ridge"], False)
+    sure = [each.sharper(1e-6) for each in beliefs]
+    assert script["played"](field, processes, sure) == pytest.approx(1, abs=1e-6)
+    misled = [script["Beliefs"](each.known, each.means - np.log(3), each.deviations) for each in sure]
+    assert script["played"](field, processes, misled) < 0.95
