@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from drrl_agents.counted_ars import CountedARS
 from drrl_agents.hyperparameters import constructor_arguments, plain_values, read_entry
+from drrl_env.envs.codecs import resolve_codec
 from drrl_env.envs.registration import IDS
 from drrl_env.envs.settings import one_of
 from drrl_env.envs.tasks import TASKS
@@ -113,31 +114,50 @@ def box_needed(algo: str, task: str) -> bool:
     return task in PLAYABLE and _kind(task) == DISCRETE and DISCRETE not in actions and BOX in actions
 
 
-def check_pair(algo: str, policy: str, task: str) -> None:
+def check_pair(algo: str, policy: str, task: str, actions: str | None = None) -> None:
     """Refuses what cannot be trained.
 
     Args:
         algo: a name in `ALGORITHMS`.
         policy: a name in `POLICIES`.
         task: an environment id.
+        actions: what the user wants the actions to be; None for what the algorithm takes.
 
     Raises:
         ValueError: an unknown name, a task whose actions the algorithm cannot choose, or a network it cannot have; one
             line with the tasks or the networks that fit.
     """
     found = _known(algo)
-    _check_policy(algo, policy)
+    one_of("policy", policy, POLICIES)
     one_of("task", task, PLAYABLE)
-    if not accepts(algo, task):
-        fitting = ", ".join(other for other in PLAYABLE if accepts(algo, other))
+    if actions is not None:
+        _check_actions(algo, task, actions)
+    elif not accepts(algo, task):
         chosen = " or ".join(found.actions)
-        raise ValueError(f"algo={algo!r}: chooses {chosen}, and {task} is {_kind(task)}; use it on {fitting}")
+        raise ValueError(f"algo={algo!r}: chooses {chosen}, and {task} is {_kind(task)}; use it on {_fitting(algo)}")
+    _check_policy(algo, policy)
+
+
+def _check_actions(algo: str, task: str, actions: str) -> None:
+    """Refuses actions that the algorithm cannot choose, though it may play the task otherwise."""
+    kind = resolve_codec(actions, TASKS[task].codec, task).name
+    if kind not in ALGORITHMS[algo].actions:
+        others = ", ".join(name for name, other in ALGORITHMS.items() if kind in other.actions)
+        way = "leave actions out, or " if accepts(algo, task) else ""
+        raise ValueError(f"actions={actions!r}: {task} is {kind} then, which {algo} cannot choose; {way}use {others}")
 
 
 def _check_policy(algo: str, policy: str) -> None:
     one_of("policy", policy, POLICIES)
     if policy not in ALGORITHMS[algo].policies:
-        raise ValueError(f"policy={policy!r}: {algo} takes no features extractor; use policy='mlp' on any of its tasks")
+        raise ValueError(
+            f"policy={policy!r}: {algo} takes no features extractor; use policy='mlp', on {_fitting(algo)}"
+        )
+
+
+def _fitting(algo: str) -> str:
+    """The tasks it plays."""
+    return ", ".join(task for task in PLAYABLE if accepts(algo, task))
 
 
 def _known(algo: str) -> Algorithm:
@@ -206,7 +226,8 @@ def make_algorithm(
         policy: a name in `POLICIES`.
         env: what it trains on; flattened here where that is needed.
         seed: seed of weights, sampling and environments.
-        hyperparameters: values in place of those of the file, by name and as plain as there.
+        hyperparameters: every value, as plain as in the file; None for the file's own. Nothing of the file is added: a
+            run that is resumed keeps what it began with.
 
     Raises:
         ValueError: an unknown name, or what does not fit together; one line with the remedy.
@@ -214,7 +235,7 @@ def make_algorithm(
     found = _known(algo)
     _check_policy(algo, policy)
     lanes = fit_env(algo, env)
-    values = {**hyperparameters_of(algo, _task_of(lanes)), **(hyperparameters or {})}
+    values = hyperparameters_of(algo, _task_of(lanes)) if hyperparameters is None else hyperparameters
     arguments = constructor_arguments(values, found.make, lanes.action_space)
     # Each agent has its own: SAC, A2C and DDPG write into the policy_kwargs they are given.
     networks = deepcopy({**arguments.pop("policy_kwargs", {}), **policy_kwargs(algo, policy, lanes)})

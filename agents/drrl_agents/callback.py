@@ -186,7 +186,8 @@ class RunCallback(BaseCallback):
             write_checkpoint(self._plan.folder / CHECKPOINTS, found)
         except OSError as error:
             text = f"the checkpoint of step {found.step} cannot be written ({error.strerror or error})"
-            print(f"{text}; the one before is kept, and training goes on", file=sys.stderr)
+            goes = "" if self._interrupt.asked else ", and training goes on"
+            print(f"{text}; the one before is kept{goes}", file=sys.stderr)
         else:
             self._saved = found.step
 

@@ -65,11 +65,11 @@ RUNNERS: dict[type, Callable[[Any], object]] = {
 
 
 def main() -> None:
-    """Runs one command; a bad argument ends with one line and exit code 2."""
+    """Runs one command; a bad argument, or a file that cannot be used, ends with one line and exit code 2."""
     settings = tyro.cli(Command, prog="drrl", description="Adaptive rank for low-rank attention.")
     try:
         RUNNERS[type(settings)](settings)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"drrl: {error}", file=sys.stderr)
         raise SystemExit(2) from error
 

@@ -31,7 +31,7 @@ from drrl_agents.checkpoints import Checkpoint, between_updates, newest_checkpoi
 from drrl_agents.events import EventFiles
 from drrl_agents.interrupt import Interrupt
 from drrl_agents.tasks import REPEATS, Task, Tasks, check_played, open_fields
-from drrl_agents.warm_start import check_imitation, described, recipe_of, train_field, warm_start
+from drrl_agents.warm_start import check_imitation, described, recipe_from, recipe_of, train_field, warm_start
 from drrl_env.envs.settings import positive
 from drrl_policies.field import Field
 from drrl_policies.rollout import Reference, reference
@@ -86,7 +86,7 @@ class Train:
 def check(settings: Train) -> None:
     """Raises a one-line ValueError for the first argument that is wrong, before any work."""
     check_played(settings.task.env)
-    check_pair(settings.algo, settings.policy, settings.task.env)
+    check_pair(settings.algo, settings.policy, settings.task.env, settings.task.actions)
     for name in ("n_envs", "validation_instances", "validate_every", "threads"):
         positive(name, getattr(settings, name))
     if settings.steps is not None and not (settings.imitate and settings.steps == 0):
@@ -120,7 +120,10 @@ def check_writable(folder: Path, argument: str = "logdir") -> None:
 
 
 def train(
-    settings: Train, hyperparameters: dict[str, Any] | None = None, on_validation: OnValidation | None = None
+    settings: Train,
+    hyperparameters: dict[str, Any] | None = None,
+    on_validation: OnValidation | None = None,
+    advice: str | None = None,
 ) -> Path:
     """Trains one agent.
 
@@ -130,6 +133,7 @@ def train(
         settings: what to train, on what, and where to log it.
         hyperparameters: in place of those of the algorithm's file, by name; a resumed run has its own.
         on_validation: told the step and the values of every validation; what it raises ends the training.
+        advice: what is said after ctrl-C; None for how to go on with the run.
 
     Returns:
         The run's folder: config.json, events, checkpoints/, policy.safetensors and model.zip.
@@ -151,14 +155,14 @@ def train(
     limits.score(limits.oracle)  # refuses episodes with nothing to choose before a folder is made
     folder = settings.resume or new_folder(settings)
     write_config(settings, folder, validation, found, hyperparameters)
-    if settings.resume is None:
+    if found is None:
         shown = _shown(settings) | read_config(folder)["hyperparameters"]
         named = {name: plain(value) for name, value in shown.items()}
         write_baselines(fitted, validation, folder.parent.parent, _steps(settings), named)
     try:
         _learn(settings, folder, validation, limits, found, on_validation)
     except KeyboardInterrupt:
-        print(f"stopped; go on with: drrl train --resume {folder}", file=sys.stderr)
+        print(f"stopped; {advice or f'go on with: drrl train --resume {folder}'}", file=sys.stderr)
         raise SystemExit(130) from None
     return folder
 
@@ -167,7 +171,8 @@ def resumed(settings: Train) -> Train:
     """The settings of the run to go on with, or those given where there is none; with the number of steps."""
     if settings.resume is None:
         task = settings.task
-        task = replace(task, actions="box") if box_needed(settings.algo, task.env) else task
+        if task.actions is None and box_needed(settings.algo, task.env):
+            task = replace(task, actions="box")
         return replace(settings, task=task, steps=STEPS if settings.steps is None else settings.steps)
     config = read_config(settings.resume, "resume")
     kept = ("algo", "policy", "seed", "n_envs", "instances", "validation_instances", "validate_every", "threads")
@@ -268,7 +273,7 @@ def _learn(
     if found is not None:
         _restore(model, found, plan.steps)
     else:
-        _prepare(model, settings, events)
+        _prepare(model, settings, folder, events)
     try:
         with Interrupt() as interrupt:
             callback = RunCallback(plan, policy, validation, limits, found, interrupt, on_validation)
@@ -282,9 +287,10 @@ def _learn(
     _save(model, folder)
 
 
-def _prepare(model: BaseAlgorithm, settings: Train, events: EventFiles) -> None:
+def _prepare(model: BaseAlgorithm, settings: Train, folder: Path, events: EventFiles) -> None:
     """Standardises the inputs and, if asked for, clones the oracle; the loss is shown by epoch."""
-    recipe = recipe_of(settings.task.env) if settings.imitate else None
+    known = read_config(folder).get("imitation")
+    recipe = None if known is None else recipe_from(known)
     repeats = REPEATS if recipe is None else recipe.repeats
     field = train_field(settings.task, settings.instances, repeats, settings.seed, settings.progress)
     for epoch, loss in enumerate(warm_start(model, field, recipe, settings.seed, settings.progress)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,12 +15,15 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from rich.console import Console
 from rich.table import Table
 
-from drrl_agents.algorithms import check_pair
-from drrl_agents.hyperparameters.writing import write_entry
+from drrl_agents.algorithms import ALGORITHMS, check_pair
+from drrl_agents.hyperparameters.writing import check_entry_file, write_entry
 from drrl_agents.tasks import Task, Tasks, check_played
 from drrl_agents.training import Train, check_writable, train
 from drrl_env.envs.settings import one_of, positive
 
+AGAIN = "run the same command again to go on with the study"
+DIVERGED = re.compile(r"invalid values:\n.*nan", re.DOTALL)
+"""What PyTorch's distributions say where a network has become NaN."""
 Suggest = Callable[[Trial], dict[str, Any]]
 
 
@@ -121,11 +125,13 @@ def check(settings: Tune) -> None:
     """Raises a one-line ValueError for the first argument that is wrong, before any work."""
     one_of("algo", settings.algo, tuple(SPACES))
     check_played(settings.task.env)
-    check_pair(settings.algo, settings.policy, settings.task.env)
+    check_pair(settings.algo, settings.policy, settings.task.env, settings.task.actions)
     for name in ("trials", "steps", "validations", "validation_instances", "n_envs", "threads"):
         positive(name, getattr(settings, name))
     check_writable(settings.logdir)
     check_writable(study_file(settings).parent, "study")
+    if settings.write is not None:
+        check_entry_file(settings.write, ALGORITHMS[settings.algo].file)
 
 
 def study_file(settings: Tune) -> Path:
@@ -144,7 +150,7 @@ def tune(settings: Tune) -> optuna.Study:
     study = open_study(settings)
     while (done := _finished(study)) < settings.trials:
         study.sampler = optuna.samplers.TPESampler(seed=settings.seed + done, n_startup_trials=8)
-        study.optimize(lambda trial: _try(trial, settings), n_trials=1, catch=(FloatingPointError,))
+        study.optimize(lambda trial: _try(trial, settings), n_trials=1)
     return study
 
 
@@ -174,7 +180,7 @@ def _finished(study: optuna.Study) -> int:
 
 
 def _try(trial: Trial, settings: Tune) -> float:
-    """Trains one agent; the normalised score of its last validation."""
+    """Trains one agent; the normalised score of its last validation. One whose weights become NaN counts as pruned."""
     found = SPACES[settings.algo](trial)
     trial.set_user_attr("hyperparameters", found)
     scores: list[float] = []
@@ -185,7 +191,12 @@ def _try(trial: Trial, settings: Tune) -> float:
         if step < settings.steps and trial.should_prune():
             raise optuna.TrialPruned
 
-    train(_trial_run(settings, trial.number), hyperparameters=found, on_validation=judge)
+    try:
+        train(_trial_run(settings, trial.number), found, judge, AGAIN)
+    except ValueError as error:
+        if DIVERGED.search(str(error)) is None:
+            raise
+        raise optuna.TrialPruned from error
     return scores[-1]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -52,6 +53,11 @@ def recipe_of(task: str) -> Recipe:
 def described(recipe: Recipe) -> dict[str, Any]:
     """The recipe as plain JSON."""
     return asdict(recipe)
+
+
+def recipe_from(values: Mapping[str, Any]) -> Recipe:
+    """The recipe that `described` put into plain JSON."""
+    return Recipe(**{**values, "cloning": Cloning(**values["cloning"])})
 
 
 def check_imitation(algo: str, task: str) -> None:

@@ -309,6 +309,33 @@ def test_events_that_cannot_be_written_are_left_out_and_training_goes_on(small_r
     check_no_doubled_steps(run)
 
 
+def test_what_the_file_of_hyperparameters_says_by_now_does_not_matter(small_run, tmp_path, monkeypatch):
+    """Tuned while the run stood still, with a value it never had: the run goes on with its own, to the same bits."""
+    with monkeypatch.context() as patch:
+        stop_at(patch, 150)
+        with pytest.raises(Killed):
+            again(small_run[0], patch, tmp_path)
+    (stopped,) = tmp_path.glob("*/a2c-mlp/*")
+    tuned = {"learning_rate": 0.5, "max_grad_norm": 1e-3, "policy_kwargs": {"net_arch": [8]}}
+    for module in ("drrl_agents.algorithms", "drrl_agents.training"):
+        monkeypatch.setattr(f"{module}.hyperparameters_of", lambda *_: tuned)
+    go_on(stopped)
+    check_same(stopped, small_run[1])
+
+
+def test_a_run_killed_before_its_first_checkpoint_gets_its_baselines(small_run, tmp_path, monkeypatch):
+    """Their lines and the columns of the HParams tab are there in the end, as beside a run that nothing stopped."""
+    with monkeypatch.context() as patch:
+        patch.setattr(drrl_agents.training, "write_baselines", lambda *_: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            again(small_run[0], patch, tmp_path)
+    (stopped,) = tmp_path.glob("*/a2c-mlp/*")
+    go_on(stopped)
+    check_same(stopped, small_run[1])
+    shown, wanted = ({path.name for path in run.parents[1].glob("baselines/*")} for run in (stopped, small_run[1]))
+    assert shown == wanted >= {"full", "oracle"}
+
+
 @pytest.fixture
 def _ctrl_c() -> Iterator[None]:
     """Python's own handlers: a test run begun with nohup, or in the background, has SIGINT ignored."""

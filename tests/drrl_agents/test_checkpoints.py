@@ -105,10 +105,22 @@ def test_a_checkpoint_is_read_back_and_is_a_safetensors_file(tmp_path):
 def test_the_latest_few_are_kept(tmp_path):
     """Three of five, and what a killed writer left behind goes with the next one."""
     (tmp_path / "step-000000001.safetensors.partial").write_bytes(b"half")
-    for number in (10, 200, 30, 400, 5_000):
+    for number in (10, 30, 200, 400, 5_000):
         write_checkpoint(tmp_path, state(number))
     assert KEPT == 3
     assert sorted(int(path.stem[5:]) for path in tmp_path.iterdir()) == [200, 400, 5_000]
+
+
+def test_unreadable_ones_of_later_steps_take_no_places(tmp_path):
+    """Three damaged files, and the run goes on from the start: what it writes from there on is kept."""
+    for number in (300, 400, 500):
+        (tmp_path / f"step-{number:09d}.safetensors").write_bytes(b"damaged")
+    assert newest_checkpoint(tmp_path) is None
+    write_checkpoint(tmp_path, state(100))
+    found = newest_checkpoint(tmp_path)
+    assert found is not None
+    assert found.step == 100
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000000100.safetensors"]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.999])

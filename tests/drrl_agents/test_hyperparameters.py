@@ -8,10 +8,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import yaml
 from gymnasium import spaces
+from gymnasium.wrappers import FlattenObservation
 from stable_baselines3 import PPO, TD3
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.utils import LinearSchedule
@@ -19,6 +21,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from drrl_agents.algorithms import ALGORITHMS, PLAYABLE, accepts, box_needed, hyperparameters_of
 from drrl_agents.hyperparameters import FOLDER, SCHEDULED, ZOO, constructor_arguments, read_entry
 from drrl_agents.warm_start import FILE as RECIPES
+from drrl_env.envs.wrappers import BoxActions
 
 ZOO_NAMES = {
     "a2c", "ddpg", "dqn", "ppo", "sac", "td3", "ars", "crossq", "qrdqn", "tqc", "trpo", "ppo_lstm", "ppo_mask",
@@ -55,7 +58,10 @@ def test_the_zoo_can_read_every_entry(algo: str) -> None:
         assert set(given) <= set(known), task
         assert given["policy"] == ALGORITHMS[algo].policy
         assert not isinstance(given.get("policy_kwargs", {}), str), "the Zoo would evaluate it"
-        assert own.get("env_kwargs") == ({"actions": "box"} if box_needed(algo, task) else None)
+        assert wrappers(own) == [
+            *([BoxActions] if box_needed(algo, task) else []),
+            *([] if ALGORITHMS[algo].dicts else [FlattenObservation]),
+        ]
 
 
 def test_every_file_belongs_to_an_algorithm() -> None:
@@ -66,11 +72,22 @@ def test_every_file_belongs_to_an_algorithm() -> None:
     assert {found.file for found in ALGORITHMS.values()} == ZOO_NAMES
 
 
-@pytest.mark.parametrize("algo", [algo for algo, found in ALGORITHMS.items() if not found.dicts])
-def test_the_zoo_flattens_where_we_do(algo: str) -> None:
-    """A wrapper that can be imported."""
-    module, _, name = zoo_reads(algo, "DRRL-Attention-v0")[0]["env_wrapper"].rpartition(".")
-    assert getattr(import_module(module), name).__name__ == "FlattenObservation"
+def wrappers(own: dict[str, Any]) -> list[type]:
+    """What the Zoo wraps an environment in, training and evaluation alike: each can be imported."""
+    named = own.get("env_wrapper", [])
+    parts = [path.rpartition(".") for path in ([named] if isinstance(named, str) else named)]
+    return [getattr(import_module(module), name) for module, _, name in parts]
+
+
+@pytest.mark.parametrize("algo", ["tqc", "crossq"])
+def test_an_algorithm_learns_on_what_the_zoo_wraps(algo: str) -> None:
+    """Made by its id alone and wrapped, as the Zoo does it: the algorithm accepts it and takes a step."""
+    own, given = zoo_reads(algo, "DRRL-Attention-v0")
+    env: Any = gymnasium.make("DRRL-Attention-v0", context=512, instances=1, basis="calibrated")
+    for wrapper in wrappers(own):
+        env = wrapper(env)
+    model = ALGORITHMS[algo].make(given["policy"], env, learning_starts=1, batch_size=2, buffer_size=8)
+    assert model.learn(4).num_timesteps == 4
 
 
 @pytest.mark.skipif(find_spec("rl_zoo3") is None, reason="rl_zoo3 is not installed; its rules are mirrored above")
@@ -83,7 +100,7 @@ def test_the_zoo_itself_reads_the_file(algo: str, tmp_path: Path) -> None:
     found = manager(None, file, task, str(tmp_path), config=str(FOLDER / f"{file}.yml"), verbose=0, device="cpu")
     values, _, _, _ = found._preprocess_hyperparams(found.read_hyperparameters()[0])
     assert found.n_timesteps == 100_000
-    assert found.env_kwargs == ({"actions": "box"} if box_needed(algo, task) else {})
+    assert found.env_kwargs == {}
     assert set(values) - {"noise_type", "noise_std"} <= set(inspect.signature(ALGORITHMS[algo].make).parameters)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import optuna
 import pytest
+import torch
 import yaml
 from optuna.trial import TrialState
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -20,7 +21,7 @@ from drrl_agents.algorithms import ALGORITHMS, PLAYABLE, accepts, fit_env
 from drrl_agents.hyperparameters import FOLDER, constructor_arguments
 from drrl_agents.tasks import Task
 from drrl_agents.training import Train
-from drrl_agents.tune import SPACES, Tune, best_trials, open_study, run_tune, study_file, tune
+from drrl_agents.tune import AGAIN, SPACES, Tune, best_trials, open_study, run_tune, study_file, tune
 
 TASK = Task("DRRL-Tolerance-v0", context=512, basis="calibrated", layer=1)
 Script = Callable[[int], list[float]]
@@ -38,7 +39,8 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Script], list[dict[st
     def put(script: Script) -> list[dict[str, Any]]:
         told: list[dict[str, Any]] = []
 
-        def run(settings: Train, hyperparameters: dict[str, Any], on_validation: Any) -> Path:
+        def run(settings: Train, hyperparameters: dict[str, Any], on_validation: Any, advice: str) -> Path:
+            assert advice == AGAIN
             told.append({"settings": settings, "hyperparameters": hyperparameters, "steps": []})
             assert settings.steps is not None
             scores = script(len(told) - 1)
@@ -149,6 +151,24 @@ def test_the_best_trial_is_printed_first_and_written_into_its_own_entry(tmp_path
     assert "validation 0.900" in path.read_text().partition(f"{TASK.env}:")[0].splitlines()[-1]
 
 
+def test_a_trial_that_diverges_counts_and_the_study_goes_on(tmp_path, scripted):
+    """PyTorch's own complaint about NaN: pruned, and the next trial is another; any other error is the user's."""
+
+    def script(number: int) -> list[float]:
+        if number == 1:
+            torch.distributions.Categorical(logits=torch.full((2, 3), torch.nan))
+        if number == 3:
+            raise ValueError("instances=0: must be at least 1")
+        return _rising(number)
+
+    told = scripted(script)
+    study = tune(_settings(tmp_path, 3))
+    assert [trial.state.name for trial in study.get_trials()] == ["COMPLETE", "PRUNED", "COMPLETE"]
+    assert told[1]["hyperparameters"] != told[2]["hyperparameters"]
+    with pytest.raises(ValueError, match="instances=0"):
+        tune(_settings(tmp_path, 4))
+
+
 def test_without_write_nothing_is_written(tmp_path, scripted):
     """Only the study, in the logdir, under the names of task, algorithm and network."""
     scripted(_rising)
@@ -170,6 +190,22 @@ def test_everything_that_is_drawn_is_known_to_the_algorithm(algo):
         assert yaml.safe_load(yaml.safe_dump(values)) == values
         assert constructor_arguments(values, ALGORITHMS[algo].make, space).keys() == values.keys()
     assert all(len({json.dumps(values[name]) for values in drawn}) > 1 for name in drawn[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("ppo_mask.yml", "no such file; copy one of drrl_agents/hyperparameters there"),
+        ("ppo.yml", "is not the algorithm's; give a file that is called ppo_mask.yml"),
+    ],
+)
+def test_a_file_that_cannot_be_written_into_is_refused_before_the_trials(name, message, tmp_path, scripted):
+    """What is not there, and what is another algorithm's."""
+    scripted(lambda _: pytest.fail("a trial was run"))
+    if name == "ppo.yml":
+        shutil.copy(FOLDER / name, tmp_path)
+    with pytest.raises(ValueError, match=rf"^write='[^\n]*{name}': {message}$"):
+        run_tune(_settings(tmp_path, write=tmp_path / name))
 
 
 WRONG = [

@@ -51,7 +51,9 @@ class Checkpoint:
 
 
 def write_checkpoint(folder: Path, found: Checkpoint) -> Path:
-    """Writes a checkpoint, then deletes what is older than the latest `KEPT`.
+    """Writes a checkpoint, then deletes what is older than the latest `KEPT`, and what is of later steps.
+
+    Later steps are of files that could not be read: the run went on from one before them.
 
     A reader, and who is killed in the middle, finds the old state of the folder or the new one.
 
@@ -75,7 +77,9 @@ def write_checkpoint(folder: Path, found: Checkpoint) -> Path:
     except OSError:
         partial.unlink(missing_ok=True)
         raise
-    for old in [*_newest_first(folder)[KEPT:], *(each for each in folder.glob("*" + PARTIAL))]:
+    left = [each for each in _newest_first(folder) if _step(each) > found.step]
+    done = [each for each in _newest_first(folder) if _step(each) <= found.step]
+    for old in [*left, *done[KEPT:], *folder.glob("*" + PARTIAL)]:
         old.unlink(missing_ok=True)
     return path
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -21,11 +22,21 @@ def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return Path(shutil.copy(FOLDER / request.param, tmp_path))
 
 
+def yaml_entry(path: Path) -> dict[str, Any]:
+    """What a file says of the task; nothing if it does not name it."""
+    found: dict[str, Any] = yaml.safe_load(path.read_text()).get(TASK, {})
+    return found
+
+
 def test_the_entry_is_the_default_with_the_values(path):
-    """Read back: every value as it was given, numbers as numbers, and what they do not name as the default has it."""
+    """Read back: every value as it was given, numbers as numbers, and what they do not name as the default has it.
+
+    But how the Zoo wraps the task stays: without it TQC would be given an index to choose.
+    """
+    wrapper = {"env_wrapper": entry["env_wrapper"]} if "env_wrapper" in (entry := yaml_entry(path)) else {}
     write_entry(path, TASK, VALUES, "from a study")
     found = yaml.safe_load(path.read_text())
-    assert found[TASK] == {**found["default"], **VALUES}
+    assert found[TASK] == {**found["default"], **wrapper, **VALUES}
     assert type(found[TASK]["ent_coef"]) is float
 
 
@@ -54,7 +65,8 @@ def test_writing_again_replaces_what_was_written(path):
     assert text.count(f"\n{TASK}:") == 1
     assert ("# first" in text, text.count("# second")) == (False, 1)
     found = yaml.safe_load(text)
-    assert found[TASK] == {**found["default"], "gamma": 0.5}
+    wrapper = {"env_wrapper": found[TASK]["env_wrapper"]} if "env_wrapper" in found[TASK] else {}
+    assert found[TASK] == {**found["default"], **wrapper, "gamma": 0.5}
 
 
 def test_a_new_task_is_appended(path):
