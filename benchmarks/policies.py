@@ -72,7 +72,7 @@ PLANS = {
 """The Basis task measures every basis at every segment, and Layers is computed live: fewer spans."""
 PART = "policies.json"
 """A task's part of the file of that name, in its folder of the logdir."""
-ABLATION, ABLATION_STEPS, ABLATION_SEEDS = "DRRL-Tolerance-v0", 40_000, 3
+ABLATION, ABLATION_STEPS, ABLATION_SEEDS = "DRRL-Tolerance-v0", 40_000, 5
 
 
 def settings_of(task: str, policy: str, plan: Plan, seed: int, logdir: Path) -> Train:
@@ -202,7 +202,7 @@ def command_of(config: dict[str, Any]) -> str:
     """The command that trains the same policy."""
     verb = "imitate" if config["imitate"] and config["steps"] == 0 else "train"
     chosen = f"drrl {verb} {config['task']['env']} --algo {config['algo']} --policy {config['policy']}"
-    steps = "" if verb == "imitate" else f" --steps {config['steps']}"
+    steps = "" if verb == "imitate" else f" --steps {config['steps']}" + " --imitate" * config["imitate"]
     return f"{chosen} --seed {config['seed']} --instances {config['instances']}{steps}"
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from drrl_agents.agent import CONFIG
 from drrl_agents.entrants import (
     AGENT,
     BASIS,
@@ -98,7 +99,7 @@ class Comparison:
         entries: one per policy: agents, rules, offline bases, the oracle last.
         judge: episodes, references and resamples.
         contrasts: every agent less every other policy but random and the oracle, paired by instance.
-        front: fidelity against all FLOPs counted.
+        front: fidelity against all FLOPs counted, of all policies but the oracle.
     """
 
     task: Task
@@ -161,13 +162,14 @@ def outcome(task: Task, split: str, entries: Sequence[Entry], made: Judge) -> Co
     others = [row.policy for row in shown if row.kind != AGENT]
     pairs = [*((agent, other) for agent in agents for other in others), *combinations(agents, 2)]
     contrasts = tuple(contrast(groups[a], groups[b], made.scale, made.draws) for a, b in pairs)
-    rows = [each.row for each in entries]
-    front = pareto_front(
-        [row.policy for row in rows],
-        np.array([row.total_flops_ratio for row in rows]),
-        np.array([row.fidelity for row in rows]),
-    )
-    return Comparison(task, split, tuple(entries), made, contrasts, front)
+    return Comparison(task, split, tuple(entries), made, contrasts, _front([each.row for each in entries]))
+
+
+def _front(rows: Sequence[Row]) -> Front:
+    """Of what somebody could deploy: the oracle knows what it plays for and observes nothing for it."""
+    found = [row for row in rows if row.kind != ORACLE]
+    flops, fidelity = (np.array([getattr(row, name) for row in found]) for name in ("total_flops_ratio", "fidelity"))
+    return pareto_front([row.policy for row in found], flops, fidelity)
 
 
 def entry(entrant: Entrant, found: Field, made: Judge) -> Entry:
@@ -203,7 +205,9 @@ def find_agents(settings: Compare) -> list[Entrant]:
     if SHIPPED in settings.policies:
         from drrl_policies.trained import load
 
-        entrants.append(single(load(settings.task.env), AGENT, settings.task))
+        policy, arena = load(settings.task.env), settings.task.field("train", 1, 1, progress=False, measure=False).arena
+        policy.check(arena.observation_space, arena.action_space)
+        entrants.append(single(policy, AGENT, settings.task))
     return entrants
 
 
@@ -231,7 +235,8 @@ def _named_runs(settings: Compare, name: str) -> list[Path]:
         progress=settings.progress,
     )
     for seed in missing:
-        train(replace(settled, seed=seed))
+        begun = (found[seed] / CONFIG).is_file()
+        found[seed] = train(Train(resume=found[seed]) if begun else replace(settled, seed=seed))
     return found
 
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from drrl_agents.agent import load_agent, read_config
+from drrl_agents.agent import load_agent, read_config, task_of
 from drrl_agents.tasks import Task
+from drrl_env.envs.arena import Arena, open_arena
 from drrl_env.envs.tasks import TASKS
 from drrl_policies.base import Policy
 from drrl_policies.field import Field
-from drrl_policies.fitting import candidates, oracle_policy, rule_policies
+from drrl_policies.fitting import oracle_policy, rule_policies
 from drrl_policies.rollout import Rollout, rollout
 from drrl_policies.rules import Table
 from drrl_policies.trained import TrainedPolicy
@@ -22,6 +25,10 @@ OFFLINE = {"kq-svd": "calibrated", "keys-pca": "keys-pca", "separate-svd": "sepa
 """Offline bases of the literature by name, and the `basis=` that is each."""
 AGENT, RULE, BASIS, ORACLE = "agent", "rule", "offline basis", "oracle"
 """Kinds of entrants."""
+CLOSE = 0.005
+"""FLOPs over full attention's that count as equal where a cost is matched."""
+EXPERIMENT = ("task", "steps", "n_envs", "instances", "imitate", "imitation", "hyperparameters")
+"""What seeds of one experiment have in common, in a run's config."""
 Member = tuple[int, TrainedPolicy, Path]
 """A run of a group: its seed, its agent, its folder."""
 
@@ -51,20 +58,54 @@ def group_runs(folders: Sequence[Path], task: Task) -> list[Entrant]:
     """Trained agents, runs of one algorithm and policy together.
 
     Raises:
-        ValueError: a folder is no finished run, was trained on other observations than the task's, or is one of two
-            runs with the same seed.
+        ValueError: a folder is no finished run, was trained on another task, other observations or other ranks, or is
+            no further seed of the runs of its name: it has the same seed, or was trained otherwise.
     """
     groups: dict[str, list[Member]] = {}
-    space = task.make("train", 1).observation_space if folders else None
+    arena = open_arena(task.env, 1, {**task.arguments(), "split": "train", "instances": 1}) if folders else None
     for folder in folders:
         config, agent = read_config(folder, "runs"), load_agent(folder, "runs")
-        if agent.entries != space:
-            raise ValueError(f"runs={str(folder)!r}: trained on another task; give the task's arguments that it had")
+        assert arena is not None
+        _check_run(folder, agent, task, arena)
         members = groups.setdefault(group_name(folder, config["algo"], config["policy"]), [])
-        if int(config["seed"]) in [seed for seed, *_ in members]:
-            raise ValueError(f"runs={str(folder)!r}: seed {config['seed']} is there already; give one run per seed")
+        _check_seed(folder, config, members)
         members.append((int(config["seed"]), agent, folder))
+    for members in groups.values():
+        _tell_of_other_arguments(members[0][2], task)
     return [_agents(name, sorted(members, key=lambda each: each[0]), task) for name, members in groups.items()]
+
+
+def _check_run(folder: Path, agent: TrainedPolicy, task: Task, arena: Arena) -> None:
+    """Raises a one-line ValueError where an agent's choices would mean something else."""
+    given = agent.card
+    same = given.task == task.env and agent.entries == arena.observation_space
+    if not same or given.ranks != tuple(int(rank) for rank in arena.world.ranks):
+        raise ValueError(f"runs={str(folder)!r}: trained on another task; give the task's arguments that it had")
+
+
+def _check_seed(folder: Path, config: Mapping[str, Any], members: Sequence[Member]) -> None:
+    """Raises a one-line ValueError where a run is no further seed of the same experiment."""
+    if not members:
+        return
+    if int(config["seed"]) in [seed for seed, *_ in members]:
+        raise ValueError(f"runs={str(folder)!r}: seed {config['seed']} is there already; give one run per seed")
+    first = members[0][2]
+    other = read_config(first, "runs")
+    for name in EXPERIMENT:
+        if config.get(name) != other.get(name):
+            raise ValueError(
+                f"runs={str(folder)!r}: its {name} differs from that of {first}, so they are no seeds of one "
+                "experiment; compare them one at a time"
+            )
+
+
+def _tell_of_other_arguments(folder: Path, task: Task) -> None:
+    """Says on stderr what an agent was trained with and is not compared with."""
+    then = task_of(read_config(folder, "runs"))
+    names = [each.name for each in fields(Task) if each.name not in ("env", "actions")]
+    told = [f"{n}={getattr(then, n)!r}" for n in names if getattr(then, n) != getattr(task, n)]
+    if told:
+        print(f"note: {folder} was trained with {', '.join(told)}, other than here", file=sys.stderr)
 
 
 def _agents(name: str, members: Sequence[Member], task: Task) -> Entrant:
@@ -96,7 +137,10 @@ def single(policy: Policy, kind: str, task: Task) -> Entrant:
 
 
 def basis_entrants(task: Task, flops: float) -> Iterator[Entrant]:
-    """Each offline basis at matched cost: of the ranks below full, the one for everything whose FLOPs come closest.
+    """Each offline basis at matched cost: a reduced rank, begun at the next higher one where that is closer.
+
+    Early segments are those in which a reduced rank saves least. Tasks that are computed live have one rank for
+    everything.
 
     Args:
         task: the task; one whose actions choose the basis has none of these, nor has one
@@ -108,11 +152,22 @@ def basis_entrants(task: Task, flops: float) -> Iterator[Entrant]:
     for name, basis in OFFLINE.items():
         own = replace(task, basis=basis)
         field = own.field("train", 1, progress=False, measure=False)  # what a fixed rank costs is the same on any text
-        fixed = [rule.table for rule in candidates(field)][:-1]  # at full rank no basis is used
-        spent = [_flops(table, field) for table in fixed]
-        chosen = fixed[int(np.argmin(np.abs(np.array(spent) - flops)))]
-        table = Table(chosen.name.replace("fixed", name), chosen.sizes, chosen.choices)
-        yield single(table, BASIS, own)
+        tables = list(_staged(name, field))
+        gaps = [abs(_flops(table, field) - flops) for table in tables]
+        # Of those that are as good as equal the simplest, which comes first.
+        chosen = tables[int(np.argmin(np.maximum(gaps, CLOSE)))]
+        yield single(chosen, BASIS, own)
+
+
+def _staged(name: str, field: Field) -> Iterator[Table]:
+    """Every reduced rank for everything; then each of them after one, two, ... segments at the next higher rank."""
+    ranks, components = field.arena.world.ranks, len(field.sizes)
+    for begun in range(1 if field.live else field.steps):
+        for choice, rank in enumerate(ranks[:-1]):
+            stages = np.full((1, field.steps, 1, components), choice)
+            stages[:, :begun] = choice + 1
+            label = f"{ranks[choice + 1]}then{rank}" if begun else str(rank)
+            yield Table(f"{name}-{label}", field.sizes, stages if begun else stages[:, :1])
 
 
 def _flops(table: Table, field: Field) -> float:

@@ -38,6 +38,7 @@ class Record:
         arguments: environment arguments that differ from the defaults, a JSON object.
         reference_arguments: the same of the task that random and the oracle play; an offline basis is an argument of
             its policy alone.
+        split: the split that the instances are of.
         version: of drrl-env, for the reader.
         engine: version of the engine's numbers.
         model: digest of the model's weights.
@@ -65,6 +66,7 @@ class Record:
     task: str
     arguments: str
     reference_arguments: str
+    split: str
     version: str
     engine: str
     model: str
@@ -160,6 +162,7 @@ def records(entry: Entry, found: Comparison) -> Iterator[Record]:
                 found.task.env,
                 to_json(entrant.task),
                 to_json(found.task),
+                found.split,
                 __version__,
                 *digests,
                 text_digest(episode.instance),

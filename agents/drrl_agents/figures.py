@@ -65,7 +65,7 @@ def draw_front(axes: mpl.axes.Axes, rows: Sequence[Row], front: Front) -> None:
     axes.set(
         xlabel="FLOPs over full attention's, observing and deciding included",
         ylabel="fidelity, 1 - squared relative error",
-        title=f"hypervolume {front.hypervolume:.3f}",
+        title=f"hypervolume without the oracle {front.hypervolume:.3f}",
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -233,35 +232,6 @@ def _other_number(row: int, record: Record, found: Mapping[str, float], equal: T
         if not equal.holds(told, value):
             return [refute(row, record, f"{name.rstrip('_')} is {told!r} in the file, {value!r} replayed")]
     return []
-
-
-def check_same_episodes(rows: Rows) -> Iterator[Refutation]:
-    """What one policy and seed was played on and most others were not, and what it was not played on."""
-    groups: dict[tuple[str, int], dict[int, Record]] = {}
-    for row, record in rows.items():
-        groups.setdefault((record.policy, record.seed), {})[row] = record
-    played = {key: Counter(record.episode for record in group.values()) for key, group in groups.items()}
-    common, _ = Counter(frozenset(each.items()) for each in played.values()).most_common(1)[0]
-    usual = Counter(dict(common))
-    for key, group in groups.items():
-        yield from _odd(key, group, played[key], usual)
-
-
-def _odd(
-    key: tuple[str, int],
-    group: Rows,
-    played: Counter[tuple[str, int, float]],
-    usual: Counter[tuple[str, int, float]],
-) -> Iterator[Refutation]:
-    seen = Counter[tuple[str, int, float]]()
-    for row, record in group.items():
-        seen[record.episode] += 1
-        if seen[record.episode] > usual[record.episode]:
-            told = f"the other policies have no such episode (parameter {record.parameter!r}), or not so often"
-            yield refute(row, record, told)
-    for uri, layer, parameter in (usual - played).elements():
-        told = f"no row of {uri}?layer={layer}, parameter {parameter!r}, which the other policies have"
-        yield Refutation(0, f"policy {key[0]} seed {key[1]}: {told}")
 
 
 def check_references(

@@ -14,6 +14,7 @@ import torch
 import tyro
 from tqdm import tqdm
 
+from drrl_agents.agreement import check_agreement, check_selection
 from drrl_agents.episodes import read_episodes
 from drrl_agents.replay import (
     Arenas,
@@ -24,7 +25,6 @@ from drrl_agents.replay import (
     batches,
     check_playable,
     check_references,
-    check_same_episodes,
     compare,
     replay,
 )
@@ -46,9 +46,10 @@ class Validate:
     """Play the episodes of a comparison again, step by step, and confirm or refute every return.
 
     Checked of every row: model, calibration, text and engine; that every action is allowed and none is changed; the
-    reward of every step; return, FLOPs, error; random and oracle; that all policies were played on the same episodes;
-    and, where comparison.csv lies beside the file, every number in it. What is not checked: whether a policy would
-    choose these actions again, and what it says that it reads and computes.
+    reward of every step; return, FLOPs, error; random and oracle; that all policies were played on the same episodes of
+    one task, and that these are the first of the split, none left out; and, where comparison.csv lies beside the file,
+    every number in it. What is not checked: whether a policy would choose these actions again, what it says that it
+    reads and computes, and, without comparison.csv, whether all policies and seeds are there.
 
     Numbers may differ by a relative 1e-6 (of the larger of the number and 1), since another processor's arithmetic may
     differ in the last digits; on the machine that wrote the file `--exact` holds. Rows count from 1 below the header,
@@ -119,7 +120,7 @@ def validate(settings: Validate) -> Verdict:
     bar = tqdm(batches(playable), "replaying", unit="policy", leave=False, disable=not settings.progress)
     played = [replay(batch, episodes, arenas) for batch in bar]
     refuted += [each for batch in played for each in compare(batch, equal)]
-    refuted += check_same_episodes(rows)
+    refuted += [*check_agreement(rows), *check_selection(rows)]
     if summary is not None:
         refuted += check_summary(summary, rows, played, Tolerance(max(equal.relative, SUMMED)))
     return Verdict(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -165,6 +167,51 @@ def test_missing_runs_are_trained_when_steps_are_given(task, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(comparison, "train", lambda _: pytest.fail("trained again"))
         assert find_agents(asked)[0].seeds == (0, 1)
+
+
+def test_a_run_that_was_stopped_is_finished_where_it_lies(task, tmp_path):
+    """No second folder for its seed, which nobody would look for."""
+    common = {"instances": 1, "validation_instances": 1, "logdir": tmp_path, "progress": False}
+    (folder := tmp_path / task.env / "a2c-mlp" / "seed-0").mkdir(parents=True)
+    whole = train(Train(task, "a2c", "mlp", steps=8, **common))
+    (folder / "config.json").write_bytes((whole / "config.json").read_bytes())
+    asked = Compare(task, ("a2c-mlp",), 1, steps=8, train_instances=1, logdir=tmp_path, progress=False)
+    (found,) = find_agents(asked)
+    assert found.folders == (folder,)
+    assert (folder / "policy.safetensors").read_bytes() == (whole / "policy.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("steps", 256), ("instances", 1), ("hyperparameters", {}), ("imitate", True)]
+)
+def test_runs_of_two_experiments_are_no_seeds_of_one(task, finished_run, tmp_path, name, value):
+    """Pooled, their mean would be of no agent: one line names what differs and the folders."""
+    other = Path(shutil.copytree(finished_run, tmp_path / "seed-1"))
+    own = json.loads((other / "config.json").read_text())
+    card = json.loads((other / "card.json").read_text())
+    (other / "config.json").write_text(json.dumps(own | {"seed": 1, name: value}))
+    (other / "card.json").write_text(json.dumps(card | {"name": f"{AGENT}-seed1"}))
+    with pytest.raises(ValueError, match=rf"^runs='{other}': its {name} differs from that of {finished_run}[^\n]*$"):
+        find_agents(Compare(task, runs=(finished_run, other)))
+    (other / "config.json").write_text(
+        json.dumps(config | {name: json.loads((finished_run / "config.json").read_text())[name]})
+    )
+    assert find_agents(Compare(task, runs=(finished_run, other)))[0].seeds == (0, 1)
+
+
+def test_an_agent_of_other_ranks_is_refused(task, finished_run):
+    """Eight as well, and observed alike: its indices would mean other ranks."""
+    other = replace(task, ranks=(4, 8, 12, 16, 24, 32, 48, 64))
+    with pytest.raises(ValueError, match=r"^runs=[^\n]*: trained on another task; give the task's arguments[^\n]*$"):
+        find_agents(Compare(other, runs=(finished_run,)))
+
+
+def test_an_agent_of_another_guard_takes_part_with_a_note(task, finished_run, capsys):
+    """What it was trained with, where that is not what it is compared with."""
+    assert len(find_agents(Compare(replace(task, guard="off"), runs=(finished_run,)))) == 1
+    assert "was trained with guard='paper', other than here" in capsys.readouterr().err
+    find_agents(Compare(task, runs=(finished_run,)))
+    assert "note" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

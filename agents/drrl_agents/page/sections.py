@@ -132,12 +132,12 @@ def _score(entry: Entry, found: Comparison, among: np.ndarray[tuple[int], np.dty
 
 
 def front_text(found: Comparison) -> str:
-    """Hypervolume of all policies, of fixed choices alone, and what the best agent adds to those."""
+    """Hypervolume of all policies but the oracle, of fixed choices alone, and what the best agent adds to those."""
     front = found.front
     fixed = [entry.row.policy for entry in found.entries if _fixed(entry)]
     on = [name for name, there in zip(front.names, front.on_front.tolist(), strict=True) if there]
     told = [
-        f"Hypervolume of all policies: {front.hypervolume:.3f}. Of fixed choices alone "
+        f"Hypervolume of all policies but the oracle: {front.hypervolume:.3f}. Of fixed choices alone "
         f"({', '.join(fixed) or 'none here'}): {front.hypervolume_of(fixed):.3f}."
     ]
     agent = best(found.rows, AGENT)
