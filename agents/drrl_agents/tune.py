@@ -97,7 +97,7 @@ def quantile_space(trial: Trial) -> dict[str, Any]:
     """QR-DQN."""
     return {
         **_value_space(trial),
-        "exploration_fraction": trial.suggest_float("exploration_fraction", 0.05, 0.5),
+        "exploration_fraction": _log(trial, "exploration_fraction", 0.05, 0.5),
         "exploration_final_eps": _log(trial, "exploration_final_eps", 0.01, 0.1),
         "target_update_interval": trial.suggest_categorical("target_update_interval", [250, 1000, 4000]),
     }

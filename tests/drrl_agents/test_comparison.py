@@ -193,9 +193,7 @@ def test_runs_of_two_experiments_are_no_seeds_of_one(task, finished_run, tmp_pat
     (other / "card.json").write_text(json.dumps(card | {"name": f"{AGENT}-seed1"}))
     with pytest.raises(ValueError, match=rf"^runs='{other}': its {name} differs from that of {finished_run}[^\n]*$"):
         find_agents(Compare(task, runs=(finished_run, other)))
-    (other / "config.json").write_text(
-        json.dumps(config | {name: json.loads((finished_run / "config.json").read_text())[name]})
-    )
+    (other / "config.json").write_text(json.dumps(own | {"seed": 1}))
     assert find_agents(Compare(task, runs=(finished_run, other)))[0].seeds == (0, 1)
 
 
