@@ -71,6 +71,12 @@ policies: $(STAMP)
 	$(BIN)/python benchmarks/curves.py runs/DRRL-Tolerance-v0
 	$(BIN)/python benchmarks/tolerance.py
 	$(BIN)/python benchmarks/readme.py
+	$(MAKE) pictures
+
+# The README's pictures of TensorBoard, from the runs that `make policies` trained and compared; needs Chromium.
+.PHONY: pictures
+pictures: $(STAMP)
+	DRRL_RUNS=runs/DRRL-Tolerance-v0 DRRL_SCREENSHOTS=docs $(BIN)/pytest -m slow tests/drrl_agents/test_board.py -k readme
 
 # The generated pages in docs/, from docstrings, tables and benchmarks/*.json; a test fails when one is stale.
 .PHONY: docs

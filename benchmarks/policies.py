@@ -67,7 +67,7 @@ PLANS = {
     "DRRL-Basis-v0": Plan(spans=24),
     "DRRL-Latency-v0": Plan(spans=64),
     "DRRL-Attention-Continuous-v0": Plan("ppo-transformer-cloned"),
-    "DRRL-Layers-v0": Plan(TRAINED, 8_192, spans=16, test=4, seeds=1),
+    "DRRL-Layers-v0": Plan(TRAINED, 40_960, spans=16, test=8, seeds=1),
 }
 """The Basis task measures every basis at every segment, and Layers is computed live: fewer spans."""
 PART = "policies.json"

@@ -261,23 +261,48 @@ def test_a_comparison_on_validation_does_not_mix_with_the_curves_of_training():
     ]
 
 
+def _browser():
+    """The module that drives a browser; the test is skipped where something for it is missing."""
+    pytest.importorskip("playwright", reason="playwright is missing: pip install -e '.[dev]'")
+    from drrl_agents.board import screenshots
+
+    if screenshots.find_chromium() is None:
+        pytest.skip("chromium is missing: apt-get install chromium")
+    return screenshots
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("DRRL_RUNS" not in os.environ, reason="DRRL_RUNS names no task of a logdir")
+def test_a_browser_shows_the_runs_of_the_readme(tmp_path):
+    """Long runs as they lie in a logdir: every seed, rule and mean is there. Pictures go to DRRL_SCREENSHOTS."""
+    browser = _browser()
+    task = Path(os.environ["DRRL_RUNS"])
+    for part in (task, task.parent / "about"):
+        shutil.copytree(part, tmp_path / "runs" / part.name, ignore=shutil.ignore_patterns("checkpoints", "model.zip"))
+    shown = browser.take(tmp_path / "runs", Path(os.environ.get("DRRL_SCREENSHOTS", tmp_path)))
+    seeds = {str(path.parent.relative_to(task.parent)) for path in task.glob("*/seed-*/policy.safetensors")}
+    rules = {str(path.relative_to(task.parent)) for path in task.glob("baselines/*")}
+    means = {str(path.relative_to(task.parent)) for path in task.glob("*/mean")}
+    assert seeds | rules | means <= set(shown["scalars"])
+    assert set(shown["hparams"]) == seeds | rules
+    drawn = [name for name in rules | means if re.search(browser.LEGIBLE, name)]
+    assert shown["custom-scalars"] == {title: len(drawn) for title in CHARTS.values()}
+    assert {"comparison/pareto", "test/rank_by_layer_and_segment"} <= set(shown["images"])
+
+
 @pytest.mark.slow
 def test_a_browser_shows_runs_charts_rows_and_pictures(board, tmp_path):
-    """TensorBoard itself, in headless Chromium: what must stand on each page does. Pictures go to DRRL_SCREENSHOTS."""
-    pytest.importorskip("playwright", reason="playwright is missing: pip install -e '.[dev]'")
-    from drrl_agents.board.screenshots import LEGIBLE, TABS, find_chromium, take
-
-    if find_chromium() is None:
-        pytest.skip("chromium is missing: apt-get install chromium")
-    logdir, found = board
-    task, folder = found.task.env, Path(os.environ.get("DRRL_SCREENSHOTS", tmp_path))
+    """TensorBoard itself, in headless Chromium: what must stand on each page does, and each has its picture."""
+    browser = _browser()
+    (logdir, found), folder = board, tmp_path
+    task = found.task.env
     names = [f"{task}/baselines/{row.policy}" for row in found.rows if row.kind != "agent"]
     agents = [f"{task}/{GROUP}/seed-{seed}" for seed in SEEDS]
-    shown = take(logdir, folder)
+    shown = browser.take(logdir, folder)
 
     assert {*names, *agents, f"{task}/{GROUP}/mean", f"{task}/compare-test", "about"} <= set(shown["scalars"])
 
-    drawn = [name for name in (*names, f"{task}/{GROUP}/mean") if re.search(LEGIBLE, name)]
+    drawn = [name for name in (*names, f"{task}/{GROUP}/mean") if re.search(browser.LEGIBLE, name)]
     assert len(drawn) > 2
     assert shown["custom-scalars"] == {title: len(drawn) for title in CHARTS.values()}
 
@@ -295,5 +320,5 @@ def test_a_browser_shows_runs_charts_rows_and_pictures(board, tmp_path):
     assert rows[f"{task}/baselines/oracle"][:3] == ["oracle", "oracle", "1.0000"]
 
     assert {"comparison/pareto", "test/rank_by_layer_and_segment"} <= set(shown["images"])
-    for name in TABS:
+    for name in browser.TABS:
         assert (folder / f"tensorboard-{name}.png").stat().st_size > 20_000

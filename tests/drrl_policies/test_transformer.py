@@ -248,11 +248,12 @@ def test_it_learns_under_every_algorithm_for_discrete_actions(env, algorithm, se
         assert not torch.equal(before[name], weight), name
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", [*TASKS, "DRRL-Attention-Continuous-v0"])
 def test_the_whole_agent_is_small(task):
     """At most 100,000 weights with both heads, on every task: deciding must not cost what it saves."""
     lanes = make_vec_env(task, 2, instances=1)
-    model = MaskablePPO("MultiInputPolicy", lanes, policy_kwargs=transformer_policy_kwargs())
+    algorithm = MaskablePPO if task in TASKS else PPO
+    model = algorithm("MultiInputPolicy", lanes, policy_kwargs=transformer_policy_kwargs())
     assert sum(weight.numel() for weight in model.policy.parameters()) <= 100_000
 
 

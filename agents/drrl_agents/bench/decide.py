@@ -17,8 +17,8 @@ from drrl_agents.algorithms import make_algorithm
 from drrl_agents.bench.report import Row
 from drrl_env.sb3 import make_vec_env
 
-TASKS = ("DRRL-Attention-v0", "DRRL-Heads-v0")
-"""The smallest observation and action, and the largest."""
+TASKS = ("DRRL-Attention-v0", "DRRL-Heads-v0", "DRRL-Tolerance-v0")
+"""The smallest observation and action, the largest action, and the largest observation."""
 LANES = {1: 1.5e-3, 256: 100e-6}
 """Lanes decided for together, to the most that a lane's decision may take, seconds."""
 ROUNDS, SETTLING = 200, 10
