@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from drrl_agents.training import PACKAGES
+from drrl_agents.run_folder import PACKAGES
 from drrl_env.envs.traces import FOLDER, SWITCH, switched_on
 from drrl_env.envs.world import cache_folder
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import tempfile
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ from drrl_agents.algorithms import (
     ALGORITHMS,
     box_needed,
     check_pair,
-    hyperparameters_of,
     make_algorithm,
 )
 from drrl_agents.board.baselines import write_baselines
@@ -30,13 +28,13 @@ from drrl_agents.callback import CHECKPOINTS, OnValidation, Plan, RunCallback, p
 from drrl_agents.checkpoints import Checkpoint, between_updates, newest_checkpoint, restore
 from drrl_agents.events import EventFiles
 from drrl_agents.interrupt import Interrupt
+from drrl_agents.run_folder import new_folder, shown, write_config
 from drrl_agents.tasks import REPEATS, Task, Tasks, check_played, open_fields
-from drrl_agents.warm_start import check_imitation, described, recipe_from, recipe_of, train_field, warm_start
+from drrl_agents.warm_start import check_imitation, recipe_from, train_field, warm_start
 from drrl_env.envs.settings import positive
 from drrl_policies.field import Field
 from drrl_policies.rollout import Reference, reference
 
-PACKAGES = ("drrl-env", "gymnasium", "torch", "stable-baselines3", "sb3-contrib", "transformers", "numpy")
 STEPS = 100_000
 """Environment steps of a run that names none."""
 ZIP = "model.zip"
@@ -154,10 +152,10 @@ def train(
     limits = reference(validation)
     limits.score(limits.oracle)  # refuses episodes with nothing to choose before a folder is made
     folder = settings.resume or new_folder(settings)
-    write_config(settings, folder, validation, found, hyperparameters)
+    write_config(settings, folder, validation, _done(found), hyperparameters)
     if found is None:
-        shown = _shown(settings) | read_config(folder)["hyperparameters"]
-        named = {name: plain(value) for name, value in shown.items()}
+        columns = shown(settings) | read_config(folder)["hyperparameters"]
+        named = {name: plain(value) for name, value in columns.items()}
         write_baselines(fitted, validation, folder.parent.parent, _steps(settings), named)
     try:
         _learn(settings, folder, validation, limits, found, on_validation)
@@ -201,58 +199,6 @@ def _steps(settings: Train) -> int:
     return settings.steps
 
 
-def new_folder(settings: Train) -> Path:
-    """`logdir/env/algo-policy/seed-N`, with a number behind it if that is taken; `suffix` behind the policy."""
-    parent = settings.logdir / settings.task.env / f"{settings.algo}-{settings.policy}{suffix(settings)}"
-    names = [f"seed-{settings.seed}", *(f"seed-{settings.seed}-{number}" for number in range(2, 1000))]
-    folder = next(parent / name for name in names if not (parent / name).exists())
-    folder.mkdir(parents=True)
-    return folder
-
-
-def suffix(settings: Train) -> str:
-    """What tells a cloned agent's folder from one without."""
-    if not settings.imitate:
-        return ""
-    return "-cloned" if settings.steps == 0 else "-cloned-rl"
-
-
-def write_config(
-    settings: Train,
-    folder: Path,
-    field: Field,
-    found: Checkpoint | None,
-    hyperparameters: dict[str, Any] | None = None,
-) -> None:
-    """Puts everything that a replay needs beside the events; a resumed run keeps it and adds where it went on."""
-    command = " ".join(["drrl", *sys.argv[1:]])
-    if settings.resume is not None:
-        config = read_config(folder, "resume")
-        again = {"command": command, "from": _done(found), "steps": _steps(settings)}
-        config |= {"steps": _steps(settings), "resumed": [*config.get("resumed", ()), again]}
-    else:
-        world = field.arena.world
-        config = {
-            **asdict(settings),
-            "command": command,
-            "model_digest": world.model.digest,
-            "calibration_digest": world.calibration.digest(),
-            "ranks": world.ranks,
-            "hyperparameters": _hyperparameters(settings, hyperparameters or {}),
-            "imitation": described(recipe_of(settings.task.env)) if settings.imitate else None,
-            "versions": {name: version(name) for name in PACKAGES},
-        }
-    partial = folder / (CONFIG + ".partial")
-    partial.write_text(json.dumps(config, indent=1, default=str))
-    os.replace(partial, folder / CONFIG)
-
-
-def _hyperparameters(settings: Train, given: dict[str, Any]) -> dict[str, Any]:
-    """The algorithm's, what differs after cloning, and what was given."""
-    after = recipe_of(settings.task.env).then if settings.imitate else {}
-    return {**hyperparameters_of(settings.algo, settings.task.env), **after, **given}
-
-
 def _learn(
     settings: Train,
     folder: Path,
@@ -269,7 +215,7 @@ def _learn(
     model.set_logger(Logger(str(folder), [events]))
     # Counting its FLOPs runs the networks once: before the checkpoint's state is put in.
     policy = as_policy(model, "agent", ALGORITHMS[settings.algo].masks, validation)
-    plan = Plan(folder, _steps(settings), settings.validate_every, _shown(settings) | values, settings.progress)
+    plan = Plan(folder, _steps(settings), settings.validate_every, shown(settings) | values, settings.progress)
     if found is not None:
         _restore(model, found, plan.steps)
     else:
@@ -335,21 +281,3 @@ def _save(model: BaseAlgorithm, folder: Path) -> None:
             f"run={str(folder)!r}: trained, but cannot be saved ({error}); make room and run "
             f"drrl train --resume {folder}"
         ) from error
-
-
-def _shown(settings: Train) -> dict[str, Any]:
-    """What the HParams tab shows."""
-    return {
-        "env": settings.task.env,
-        "algo": settings.algo,
-        "policy": settings.policy,
-        "seed": settings.seed,
-        "n_envs": settings.n_envs,
-        "guard": settings.task.guard,
-        "reward": settings.task.reward,
-        "cost": settings.task.cost or "the task's own",
-        "statistics": " ".join(settings.task.statistics or ("default",)),
-        "basis": settings.task.basis or "the task's own",
-        "value_rank": settings.task.value_rank,
-        "instances": str(settings.instances),
-    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -15,7 +16,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from rich.console import Console
 from rich.table import Table
 
-from drrl_agents.algorithms import ALGORITHMS, check_pair
+from drrl_agents.algorithms import ALGORITHMS, check_pair, hyperparameters_of
 from drrl_agents.hyperparameters.writing import check_entry_file, write_entry
 from drrl_agents.tasks import Task, Tasks, check_played
 from drrl_agents.training import Train, check_writable, train
@@ -30,6 +31,8 @@ Suggest = Callable[[Trial], dict[str, Any]]
 @dataclass(frozen=True)
 class Tune:
     """Search hyperparameters with Optuna on the validation split; run it again to go on with a study.
+
+    The first trial has the present values, so the best is never worse than those in trials of this length.
 
     Example: drrl tune DRRL-Tolerance-v0 --algo qr-dqn --policy mlp --trials 20 --steps 20000
 
@@ -99,7 +102,7 @@ def quantile_space(trial: Trial) -> dict[str, Any]:
         **_value_space(trial),
         "exploration_fraction": _log(trial, "exploration_fraction", 0.05, 0.5),
         "exploration_final_eps": _log(trial, "exploration_final_eps", 0.01, 0.1),
-        "target_update_interval": trial.suggest_categorical("target_update_interval", [250, 1000, 4000]),
+        "target_update_interval": trial.suggest_categorical("target_update_interval", [250, 400, 1000, 4000]),
     }
 
 
@@ -172,7 +175,18 @@ def open_study(settings: Tune) -> optuna.Study:
     )
     for left in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         study.tell(left.number, state=TrialState.FAIL)
+    if not study.get_trials(deepcopy=False):
+        study.enqueue_trial(present_values(settings.algo, settings.task.env))
     return study
+
+
+def present_values(algo: str, task: str) -> dict[str, Any]:
+    """What the space of an algorithm has to be drawn as for the values that it has now: of the file, or SB3's own."""
+    drawn = optuna.create_study().ask()
+    SPACES[algo](drawn)
+    own, usual = hyperparameters_of(algo, task), inspect.signature(ALGORITHMS[algo].make).parameters
+    found = {name: own.get(name, usual[name].default) for name in drawn.params}
+    return {name: float(value[4:]) if str(value).startswith("lin_") else value for name, value in found.items()}
 
 
 def _finished(study: optuna.Study) -> int:

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+import drrl_agents.run_folder
 import drrl_agents.training
 from drrl_agents.algorithms import ALGORITHMS, hyperparameters_of
 from drrl_agents.callback import CHECKPOINTS, RunCallback
@@ -42,10 +43,10 @@ SMALL: dict[str, dict[str, Any]] = {
     "ars": {"n_delta": 2, "n_top": 1, "n_eval_episodes": 2},
 }
 """Rollouts that end within episodes of four steps; a replay buffer that is full, and begins anew, after 100 steps."""
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 STOPPED_FROM = {**dict.fromkeys(SMALL, 108), **dict.fromkeys(REPLAYING, 102), "ars": 128}
 """Where the first update ends at which 100 steps are done."""
-QUICK = ("dqn", "sac", "ars")
-"""Kinds of state beside PPO's: target network and ε, learned entropy coefficient, flattened random search."""
+QUICK = ("dqn", "sac", "ars")  # target network and ε, learned entropy coefficient, flattened random search
 
 
 class Killed(Exception):  # noqa: N818  (not an error of the run's)
@@ -83,10 +84,8 @@ def check_same(resumed: Path, whole: Path) -> None:
     one, other = weights(resumed), weights(whole)
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
-    assert {tag: repr(points) for tag, points in scalars(resumed).items()} == {
-        tag: repr(points)
-        for tag, points in scalars(whole).items()  # in repr NaN equals itself
-    }
+    shown, expected = ({tag: repr(points) for tag, points in scalars(run).items()} for run in (resumed, whole))
+    assert shown == expected  # in repr NaN equals itself
     last, wanted = newest(resumed), newest(whole)
     assert last.step == wanted.step
     for name in wanted.tree:
@@ -114,8 +113,7 @@ def plain(tree: Any) -> Any:
 def check_no_doubled_steps(folder: Path) -> None:
     """No tag has two points at one step."""
     for tag, points in scalars(folder).items():
-        steps = [step for step, _ in points]
-        assert len(steps) == len(set(steps)), tag
+        assert len(points) == len({step for step, _ in points}), tag
 
 
 def go_on(folder: Path) -> None:
@@ -132,10 +130,21 @@ def small_settings(algo: str, patch: pytest.MonkeyPatch, logdir: Path, every: in
     def smaller(name: str, task: str | None = None) -> dict[str, Any]:
         return {**hyperparameters_of(name, task), **SMALL[name]}
 
-    patch.setattr(drrl_agents.training, "hyperparameters_of", smaller)
+    patch.setattr(drrl_agents.run_folder, "hyperparameters_of", smaller)
     task = Task(context=512, basis="calibrated")
     counts = {"instances": 2, "validation_instances": 1, "n_envs": 2}
     return Train(task, algo, "mlp", steps=192, validate_every=every, logdir=logdir, progress=False, **counts)
+
+
+def stopped_and_whole(settings: Train, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """A run that died in a rollout at step 150, and the same one that did not."""
+    whole = train(settings)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 150)
+        with pytest.raises(Killed):
+            train(settings)
+    (stopped,) = set(whole.parent.iterdir()) - {whole}
+    return stopped, whole
 
 
 @pytest.mark.parametrize(
@@ -143,13 +152,7 @@ def small_settings(algo: str, patch: pytest.MonkeyPatch, logdir: Path, every: in
 )
 def test_every_algorithm_goes_on_bit_for_bit(algo, tmp_path, monkeypatch):
     """Died in a rollout at step 150, resumed at the checkpoint before: the same as never having stopped, in all."""
-    settings = small_settings(algo, monkeypatch, tmp_path)
-    whole = train(settings)
-    with monkeypatch.context() as patch:
-        stop_at(patch, 150)
-        with pytest.raises(Killed):
-            train(settings)
-    (stopped,) = set(whole.parent.iterdir()) - {whole}
+    stopped, whole = stopped_and_whole(small_settings(algo, monkeypatch, tmp_path), monkeypatch)
     assert newest(stopped).step == STOPPED_FROM[algo]
     go_on(stopped)
     check_same(stopped, whole)
@@ -161,12 +164,7 @@ def test_every_task_goes_on_bit_for_bit(env, tmp_path, monkeypatch):
     """The same with PPO on every other task: parameters that are drawn, several ranks, numbers, a live model."""
     settings = small_settings("ppo", monkeypatch, tmp_path)
     settings = replace(settings, task=Task(env, context=512 if env == "DRRL-Budget-v0" else 256))
-    whole = train(settings)
-    with monkeypatch.context() as patch:
-        stop_at(patch, 150)
-        with pytest.raises(Killed):
-            train(settings)
-    (stopped,) = set(whole.parent.iterdir()) - {whole}
+    stopped, whole = stopped_and_whole(settings, monkeypatch)
     go_on(stopped)
     check_same(stopped, whole)
 
@@ -260,18 +258,15 @@ def again(settings: Train, patch: pytest.MonkeyPatch, logdir: Path) -> Path:
     return train(small_settings(settings.algo, patch, logdir, settings.validate_every))
 
 
-def no_space(*_: object) -> None:
-    """What a full disk answers."""
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
 def test_a_full_disk_keeps_the_checkpoint_before_and_training_goes_on(small_run, tmp_path, monkeypatch, capsys):
     """ENOSPC at step 144 and never again: a message, no half file, and the same weights at the end."""
     calls, inner = [], os.fsync
 
     def full(number: int) -> None:
         calls.append(number)
-        (no_space if len(calls) == 3 else inner)(number)  # the first checkpoint synchronises its file and its folder
+        if len(calls) == 3:  # the first checkpoint synchronises its file and its folder
+            raise FULL
+        inner(number)
 
     monkeypatch.setattr(os, "fsync", full)
     run = again(small_run[0], monkeypatch, tmp_path)
@@ -290,7 +285,7 @@ def test_events_that_cannot_be_written_are_left_out_and_training_goes_on(small_r
     def full(self: RecordWriter, content: bytes) -> None:
         written.append(content)
         if len(written) in (60, 61):
-            no_space()
+            raise FULL
         inner(self, content)
 
     def learning(*arguments: Any) -> None:
@@ -307,33 +302,6 @@ def test_events_that_cannot_be_written_are_left_out_and_training_goes_on(small_r
     assert points["validation/return"][-1] == wanted["validation/return"][-1]
     assert sum(map(len, points.values())) < sum(map(len, wanted.values()))
     check_no_doubled_steps(run)
-
-
-def test_what_the_file_of_hyperparameters_says_by_now_does_not_matter(small_run, tmp_path, monkeypatch):
-    """Tuned while the run stood still, with a value it never had: the run goes on with its own, to the same bits."""
-    with monkeypatch.context() as patch:
-        stop_at(patch, 150)
-        with pytest.raises(Killed):
-            again(small_run[0], patch, tmp_path)
-    (stopped,) = tmp_path.glob("*/a2c-mlp/*")
-    tuned = {"learning_rate": 0.5, "max_grad_norm": 1e-3, "policy_kwargs": {"net_arch": [8]}}
-    for module in ("drrl_agents.algorithms", "drrl_agents.training"):
-        monkeypatch.setattr(f"{module}.hyperparameters_of", lambda *_: tuned)
-    go_on(stopped)
-    check_same(stopped, small_run[1])
-
-
-def test_a_run_killed_before_its_first_checkpoint_gets_its_baselines(small_run, tmp_path, monkeypatch):
-    """Their lines and the columns of the HParams tab are there in the end, as beside a run that nothing stopped."""
-    with monkeypatch.context() as patch:
-        patch.setattr(drrl_agents.training, "write_baselines", lambda *_: (_ for _ in ()).throw(Killed))
-        with pytest.raises(Killed):
-            again(small_run[0], patch, tmp_path)
-    (stopped,) = tmp_path.glob("*/a2c-mlp/*")
-    go_on(stopped)
-    check_same(stopped, small_run[1])
-    shown, wanted = ({path.name for path in run.parents[1].glob("baselines/*")} for run in (stopped, small_run[1]))
-    assert shown == wanted >= {"full", "oracle"}
 
 
 @pytest.fixture

@@ -16,9 +16,10 @@ from drrl_agents.comparison import Compare, find_agents, run_compare
 from drrl_agents.evaluation import Evaluate, run_evaluate
 from drrl_agents.export import Export, run_export
 from drrl_agents.figures import rank_heatmap
+from drrl_agents.run_folder import new_folder
 from drrl_agents.tables import COLUMNS, print_contrasts, print_table
 from drrl_agents.tasks import Task
-from drrl_agents.training import Train, new_folder, train
+from drrl_agents.training import Train, train
 from drrl_policies import constant, trained
 from drrl_policies.fitting import full, rule_policies
 from drrl_policies.rollout import rollout

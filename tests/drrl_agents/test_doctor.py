@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from drrl_agents.doctor import CACHED, Doctor, report, run_doctor
-from drrl_agents.training import PACKAGES
+from drrl_agents.run_folder import PACKAGES
 
 
 def test_the_report_names_versions_devices_and_the_cache(monkeypatch, tmp_path):

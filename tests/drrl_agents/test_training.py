@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from sb3_contrib import MaskablePPO
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import drrl_agents.training
 from drrl_agents.algorithms import ALGORITHMS, hyperparameters_of
 from drrl_agents.checkpoints import read_checkpoint
 from drrl_agents.training import Train, train
@@ -140,7 +142,8 @@ def test_more_steps_go_on_from_the_end_and_say_what_that_means(finished_run, run
     assert (config["steps"], config["command"]) == (1_024, command)
     assert [(each["from"], each["steps"]) for each in config["resumed"]] == [(512, 1_024)]
     assert steps_of(run_copy, "validation/return") == [0, 256, 512, 768, 1_024]
-    assert steps_of(run_copy, "rollout/cosine") == [256, 512, 768, 1_024]
+    rollout = config["n_envs"] * config["hyperparameters"]["n_steps"]
+    assert steps_of(run_copy, "rollout/cosine") == list(range(rollout, 1_025, rollout))
     before, after = (load_file(folder / "policy.safetensors") for folder in (finished_run, run_copy))
     assert not all(torch.equal(before[name], after[name]) for name in before)
 
@@ -153,6 +156,31 @@ def test_hyperparameters_that_are_given_win_over_the_file_and_stay_with_the_run(
     plain, other = train(short), tmp_path / settings.task.env / "a2c-mlp" / "seed-0"
     assert steps_of(other, "rollout/cosine")[0] == 14
     assert steps_of(plain, "rollout/cosine")[0] != 14
+
+
+def test_what_the_file_of_hyperparameters_says_by_now_does_not_matter(settings, tmp_path, monkeypatch):
+    """Tuned while the run stood still, with a value it never had: the run goes on with its own, to the same bits."""
+    run = train(replace(settings, algo="a2c", policy="mlp", steps=64, logdir=tmp_path))
+    other = Path(shutil.copytree(run, tmp_path / "copy" / "seed-0"))
+    train(Train(steps=128, resume=run, progress=False))
+    for module in ("algorithms", "run_folder"):
+        monkeypatch.setattr(f"drrl_agents.{module}.hyperparameters_of", lambda *_: {"max_grad_norm": 1e-3})
+    train(Train(steps=128, resume=other, progress=False))
+    kept, found = (load_file(folder / "policy.safetensors") for folder in (run, other))
+    assert all(torch.equal(kept[name], found[name]) for name in kept)
+
+
+def test_a_run_killed_before_its_first_checkpoint_gets_its_baselines(settings, finished_run, tmp_path, monkeypatch):
+    """Their lines are there in the end, as beside a run that nothing stopped."""
+    short = replace(settings, algo="a2c", policy="mlp", steps=16, logdir=tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(drrl_agents.training, "write_baselines", lambda *_: (_ for _ in ()).throw(InterruptedError))
+        with pytest.raises(InterruptedError):
+            train(short)
+    (stopped,) = tmp_path.glob("*/a2c-mlp/*")
+    train(Train(resume=stopped, progress=False))
+    shown, wanted = ({path.name for path in run.parents[1].glob("baselines/*")} for run in (stopped, finished_run))
+    assert shown == wanted >= {"full", "oracle"}
 
 
 def test_a_hyperparameter_that_nobody_knows_is_refused(settings, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from optuna.trial import TrialState
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from drrl_agents import tune as module
-from drrl_agents.algorithms import ALGORITHMS, PLAYABLE, accepts, fit_env
+from drrl_agents.algorithms import ALGORITHMS, PLAYABLE, accepts, fit_env, hyperparameters_of
 from drrl_agents.hyperparameters import FOLDER, constructor_arguments
 from drrl_agents.tasks import Task
 from drrl_agents.training import Train
@@ -63,7 +64,8 @@ def _rising(number: int) -> list[float]:
 
 def test_a_trial_is_a_run_with_the_values_that_were_drawn(tmp_path):
     """Two real trials: the config holds them, and the value is the last validation score of the run."""
-    study = tune(_settings(tmp_path, 2, instances=1, validation_instances=1, n_envs=2))
+    settings = _settings(tmp_path, 2, instances=1, validation_instances=1, n_envs=2)
+    study = tune(replace(settings, steps=512))
     for trial in study.get_trials():
         (folder,) = (tmp_path / "trials" / f"trial-{trial.number:03d}").glob("*/maskable-ppo-mlp/seed-0")
         config = json.loads((folder / "config.json").read_text())
@@ -71,7 +73,7 @@ def test_a_trial_is_a_run_with_the_values_that_were_drawn(tmp_path):
         shown = EventAccumulator(str(folder)).Reload().Scalars("validation/normalised_score")
         assert trial.value == pytest.approx(shown[-1].value, abs=1e-6)
         assert len(trial.intermediate_values) == len(shown) >= 3
-        assert (config["steps"], config["seed"], config["instances"]) == (200, 0, 1)
+        assert (config["steps"], config["seed"], config["instances"]) == (512, 0, 1)
 
 
 def test_a_study_goes_on_from_its_journal_and_draws_what_it_would_have_drawn(tmp_path, scripted):
@@ -88,6 +90,19 @@ def test_a_study_goes_on_from_its_journal_and_draws_what_it_would_have_drawn(tmp
     assert len({json.dumps(trial.params) for trial in whole.get_trials()}) == 4
     told = scripted(lambda _: pytest.fail("there was nothing left to do"))
     tune(_settings(tmp_path / "b", 4))
+
+
+@pytest.mark.parametrize(
+    ("algo", "task"), [("maskable-ppo", "DRRL-Budget-v0"), ("qr-dqn", "DRRL-Budget-v0"), ("tqc", "DRRL-Budget-v0")]
+)
+def test_the_first_trial_has_the_present_values(algo, task, tmp_path, scripted):
+    """Those of the file, and where it is silent stable-baselines3's own: what is found must be better than they are."""
+    told = scripted(_rising)
+    tune(replace(_settings(tmp_path, 2), task=Task(task, context=512), algo=algo))
+    own, usual = hyperparameters_of(algo, task), inspect.signature(ALGORITHMS[algo].make).parameters
+    first = told[0]["hyperparameters"]
+    assert first == {name: own.get(name, usual[name].default) for name in first}
+    assert told[1]["hyperparameters"] != first
 
 
 def test_a_killed_trial_is_given_up_and_another_takes_its_place(tmp_path, scripted):
