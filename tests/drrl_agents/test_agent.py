@@ -15,8 +15,10 @@ from drrl_agents.agent import as_policy, decision_flops, load_agent, save_agent
 from drrl_agents.algorithms import ALGORITHMS, make_algorithm
 from drrl_agents.tasks import Task
 from drrl_agents.training import ZIP
+from drrl_env.envs.settings import Guard
 from drrl_env.sb3 import make_vec_env
 from drrl_policies import load
+from drrl_policies.field import open_field
 from drrl_policies.rollout import rollout
 
 
@@ -51,6 +53,19 @@ def test_a_loaded_agent_acts_as_the_trained_one_did(finished_run, task):
     assert (first.rewards == second.rewards).all()
     assert all((first.columns[name] == second.columns[name]).all() for name in first.columns)
     assert (second.wanted == second.executed).all()
+
+
+def test_masks_are_honoured_in_evaluation(finished_run):
+    """Under a guard that leaves full rank alone nothing else is asked for; by the same agent without masks it is."""
+    tight = {"context": 512, "basis": "calibrated", "guard": Guard("paper", 1e-9, 0.0)}
+    guarded = open_field("DRRL-Attention-v0", tight, "test", 1, progress=False)
+    trained = load(finished_run / ZIP, trust=True, algo="maskable-ppo")
+    seeing, blind = (as_policy(trained, "agent", masks, guarded) for masks in (True, False))
+    assert (rollout(seeing, guarded).executed == 7).all()
+    assert (rollout(seeing, guarded).wanted == 7).all()
+    found = rollout(blind, guarded)
+    assert (found.wanted != 7).any()
+    assert (found.executed == 7).all()
 
 
 def test_an_agent_is_charged_for_all_it_sees_and_for_its_own_thinking(finished_run):
