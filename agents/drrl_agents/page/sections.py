@@ -11,7 +11,7 @@ import numpy as np
 
 from drrl_agents.bench.report import machine
 from drrl_agents.comparison import Comparison, Entry
-from drrl_agents.entrants import AGENT
+from drrl_agents.entrants import AGENT, BASIS
 from drrl_agents.episodes import to_json
 from drrl_agents.page.pictures import COLOURS, heatmap
 from drrl_agents.page.verdict import best, ends, number, signed, standing
@@ -148,9 +148,9 @@ def front_text(found: Comparison) -> str:
 
 
 def _fixed(entry: Entry) -> bool:
-    """Whether it does the same always: a fixed rank, full attention, an offline basis at one rank."""
+    """Whether it looks at no text and no layer: a fixed rank, full attention, an offline basis at its matched cost."""
     policy = entry.entrant.policies[0]
-    return isinstance(policy, Table) and policy.choices.shape[:3] == (1, 1, 1)
+    return entry.row.kind == BASIS or (isinstance(policy, Table) and policy.choices.shape[:3] == (1, 1, 1))
 
 
 def legend() -> str:
