@@ -64,12 +64,12 @@ PLANS = {
     "DRRL-Attention-v0": Plan(),
     "DRRL-Heads-v0": Plan(),
     "DRRL-Budget-v0": Plan(),
-    "DRRL-Basis-v0": Plan(spans=24),
+    "DRRL-Basis-v0": Plan(spans=64),
     "DRRL-Latency-v0": Plan(spans=64),
     "DRRL-Attention-Continuous-v0": Plan("ppo-transformer-cloned"),
     "DRRL-Layers-v0": Plan(TRAINED, 40_960, spans=16, test=8, seeds=1),
 }
-"""The Basis task measures every basis at every segment, and Layers is computed live: fewer spans."""
+"""The Basis task measures every basis at every segment, Latency needs no more, and Layers is computed live."""
 PART = "policies.json"
 """A task's part of the file of that name, in its folder of the logdir."""
 ABLATION, ABLATION_STEPS, ABLATION_SEEDS = "DRRL-Tolerance-v0", 40_000, 5
