@@ -175,7 +175,7 @@ def open_study(settings: Tune) -> optuna.Study:
     )
     for left in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         study.tell(left.number, state=TrialState.FAIL)
-    if not study.get_trials(deepcopy=False):
+    if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.WAITING)):
         study.enqueue_trial(present_values(settings.algo, settings.task.env))
     return study
 

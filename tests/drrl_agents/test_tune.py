@@ -105,6 +105,16 @@ def test_the_first_trial_has_the_present_values(algo, task, tmp_path, scripted):
     assert told[1]["hyperparameters"] != first
 
 
+def test_present_values_whose_trial_was_killed_are_tried_again(tmp_path, scripted):
+    """Or the study would end without them."""
+    settings = _settings(tmp_path, 2, study=tmp_path / "own.journal")
+    assert open_study(settings).ask().number == 0
+    told = scripted(_rising)
+    tune(settings)
+    own = hyperparameters_of("maskable-ppo", TASK.env)
+    assert told[0]["hyperparameters"] == {name: own[name] for name in told[0]["hyperparameters"]}
+
+
 def test_a_killed_trial_is_given_up_and_another_takes_its_place(tmp_path, scripted):
     """SIGKILL leaves it running in the journal for ever: it is marked failed, and the study still gets its trials."""
     settings = _settings(tmp_path)
