@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ PLANS = {
 """The Basis task measures every basis at every segment, Latency needs no more, and Layers is computed live."""
 PART = "policies.json"
 """A task's part of the file of that name, in its folder of the logdir."""
-ABLATION, ABLATION_STEPS, ABLATION_SEEDS = "DRRL-Tolerance-v0", 40_000, 5
+ABLATION, ABLATION_STEPS = "DRRL-Tolerance-v0", 40_000
 
 
 def settings_of(task: str, policy: str, plan: Plan, seed: int, logdir: Path) -> Train:
@@ -96,7 +96,7 @@ def settings_of(task: str, policy: str, plan: Plan, seed: int, logdir: Path) -> 
 def runs(logdir: Path) -> Iterator[tuple[Path, Train]]:
     """Every run that there should be, and its folder."""
     wanted = [(task, plan.policy, plan) for task, plan in PLANS.items()]
-    wanted += [(ABLATION, policy, replace(PLANS[ABLATION], seeds=ABLATION_SEEDS)) for policy in (TRAINED, BOTH)]
+    wanted += [(ABLATION, policy, PLANS[ABLATION]) for policy in (TRAINED, BOTH)]
     for task, policy, plan in wanted:
         for seed in range(plan.seeds):
             yield logdir / task / policy / f"seed-{seed}", settings_of(task, policy, plan, seed, logdir)
@@ -112,34 +112,29 @@ def train_all(logdir: Path, tasks: Sequence[str]) -> None:
 def compare_all(logdir: Path, tasks: Sequence[str]) -> None:
     """Compares these tasks and the ablation, and puts all that was ever compared in the logdir together."""
     for task in tasks:
-        save(logdir / task / PART, compared(task, PLANS[task], logdir))
-    if ABLATION in tasks:
-        save(HERE / "ablation.json", ablation(logdir))
+        found = compared(task, PLANS[task], logdir)
+        save(logdir / task / PART, found)
+        if task == ABLATION:
+            save(HERE / "ablation.json", ablation(found))
     parts = [json.loads((logdir / task / PART).read_text()) for task in PLANS if (logdir / task / PART).is_file()]
     joined = {name: [each for part in parts for each in part[name]] for name in ("rows", "contrasts")}
     (HERE / "policies.json").write_text(json.dumps({"machine": parts[0]["machine"], **joined}, indent=1) + "\n")
 
 
 def compared(task: str, plan: Plan, logdir: Path) -> Comparison:
-    """One task's comparison, written into the logdir too."""
-    settings = Compare(
-        Task(task), (plan.policy,), plan.seeds, instances=plan.test, train_instances=plan.spans, logdir=logdir
-    )
+    """One task's comparison, written into the logdir too; the policy that ships first."""
+    policies = (CLONED, TRAINED, BOTH) if task == ABLATION else (plan.policy,)
+    settings = Compare(Task(task), policies, plan.seeds, instances=plan.test, train_instances=plan.spans, logdir=logdir)
     found = compare(settings)
     show(found)
     write(found, logdir / task / "compare-test")
     return found
 
 
-def ablation(logdir: Path) -> Comparison:
+def ablation(found: Comparison) -> Comparison:
     """Neither, cloning only, reinforcement learning only, and both."""
-    plan = replace(PLANS[ABLATION], seeds=ABLATION_SEEDS)
-    settings = Compare(
-        Task(ABLATION), (CLONED, TRAINED, BOTH), plan.seeds, instances=plan.test, train_instances=8, logdir=logdir
-    )
-    found = compare(settings)
     entries: list[Entry] = [each for each in found.entries if each.row.kind in (AGENT, "oracle")]
-    fresh = entry(untrained(found.field, plan.seeds), found.field, found.judge)
+    fresh = entry(untrained(found.field, PLANS[ABLATION].seeds), found.field, found.judge)
     made = outcome(found.task, found.split, [fresh, *entries], found.judge)
     show(made)
     return made

@@ -273,13 +273,14 @@ def _browser():
 
 @pytest.mark.slow
 @pytest.mark.skipif("DRRL_RUNS" not in os.environ, reason="DRRL_RUNS names no task of a logdir")
-def test_a_browser_shows_the_runs_of_the_readme(tmp_path):
+def test_a_browser_shows_the_runs_of_the_readme(tmp_path, monkeypatch):
     """Long runs as they lie in a logdir: every seed, rule and mean is there. Pictures go to DRRL_SCREENSHOTS."""
     browser = _browser()
-    task = Path(os.environ["DRRL_RUNS"])
+    task, folder = (Path(os.environ.get(name, tmp_path)).resolve() for name in ("DRRL_RUNS", "DRRL_SCREENSHOTS"))
     for part in (task, task.parent / "about"):
         shutil.copytree(part, tmp_path / "runs" / part.name, ignore=shutil.ignore_patterns("checkpoints", "model.zip"))
-    shown = browser.take(tmp_path / "runs", Path(os.environ.get("DRRL_SCREENSHOTS", tmp_path)))
+    monkeypatch.chdir(tmp_path)  # the page shows the logdir's name
+    shown = browser.take(Path("runs"), folder)
     seeds = {str(path.parent.relative_to(task.parent)) for path in task.glob("*/seed-*/policy.safetensors")}
     rules = {str(path.relative_to(task.parent)) for path in task.glob("baselines/*")}
     means = {str(path.relative_to(task.parent)) for path in task.glob("*/mean")}
