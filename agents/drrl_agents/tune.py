@@ -34,7 +34,7 @@ class Tune:
 
     The first trial has the present values, so the best is never worse than those in trials of this length.
 
-    Example: drrl tune DRRL-Tolerance-v0 --algo qr-dqn --policy mlp --trials 20 --steps 20000
+    Example: drrl tune DRRL-Tolerance-v0 --algo qr-dqn --policy mlp --trials 20
 
     Attributes:
         task: the environment and its arguments.
@@ -58,7 +58,7 @@ class Tune:
     algo: str = "maskable-ppo"
     policy: str = "transformer"
     trials: int = 20
-    steps: int = 20_000
+    steps: int = 50_000
     validations: int = 4
     seed: int = 0
     instances: int | None = 64
