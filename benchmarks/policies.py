@@ -69,7 +69,7 @@ PLANS = {
     "DRRL-Attention-Continuous-v0": Plan("ppo-transformer-cloned"),
     "DRRL-Layers-v0": Plan(TRAINED, 40_960, spans=16, test=8, seeds=1),
 }
-"""The Basis task measures every basis at every segment, Latency needs no more, and Layers is computed live."""
+"""Fewer spans for Latency, for Basis, which measures every basis at every segment, and for Layers, computed live."""
 PART = "policies.json"
 """A task's part of the file of that name, in its folder of the logdir."""
 ABLATION, ABLATION_STEPS = "DRRL-Tolerance-v0", 40_000

@@ -26,7 +26,7 @@ from sklearn.ensemble import HistGradientBoostingRegressor
 from drrl_agents.bench.report import machine
 from drrl_agents.tasks import Task
 from drrl_env.envs.processes import Process, process
-from drrl_env.envs.solvers.decision import DecisionProcess, follow, plan
+from drrl_env.envs.solvers.decision import DecisionProcess, plan
 from drrl_policies.field import Field
 from drrl_policies.rollout import reference
 
@@ -141,7 +141,7 @@ def _return(field: Field, found: Process, within: Doubles) -> float:
     """Of the plan that takes these chances, (segments, 1, ranks), for true."""
     own, full = found.decision, field.game.mechanism.full_flops[:, None, None]
     expected = within * (full - found.flops) / field.game.mean_full - (1 - within)
-    choices = follow(own, plan(DecisionProcess(expected, own.following, own.allowed, own.start)).policy)
+    choices = plan(DecisionProcess(expected, own.following, own.allowed, own.start)).choices
     state, total = own.start, 0.0
     for step, choice in enumerate(choices.tolist()):
         total += float(own.rewards[step, state, choice])

@@ -58,20 +58,23 @@ def _arguments(text: str) -> dict[str, Any]:
 
 def _check_same_episodes(rows: Rows) -> Iterator[Refutation]:
     """What one policy and seed was played on and most others were not, or twice, and what it was not played on."""
+    usual = usual_episodes(rows)
+    for key, group in _by_policy(rows).items():
+        yield from _odd(key, group, usual)
+
+
+def _by_policy(rows: Rows) -> dict[tuple[str, int], dict[int, Record]]:
+    """The rows of each policy and seed."""
     groups: dict[tuple[str, int], dict[int, Record]] = {}
     for row, record in rows.items():
         groups.setdefault((record.policy, record.seed), {})[row] = record
-    usual = usual_episodes(rows)
-    for key, group in groups.items():
-        yield from _odd(key, group, usual)
+    return groups
 
 
 def usual_episodes(rows: Rows) -> frozenset[Key]:
     """The episodes that most policies and seeds were played on."""
-    groups: dict[tuple[str, int], set[Key]] = {}
-    for record in rows.values():
-        groups.setdefault((record.policy, record.seed), set()).add(record.episode)
-    found, _ = Counter(frozenset(each) for each in groups.values()).most_common(1)[0]
+    played = (frozenset(record.episode for record in group.values()) for group in _by_policy(rows).values())
+    found, _ = Counter(played).most_common(1)[0]
     return found
 
 

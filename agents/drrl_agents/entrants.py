@@ -12,7 +12,7 @@ import numpy as np
 
 from drrl_agents.agent import load_agent, read_config, task_of
 from drrl_agents.tasks import Task
-from drrl_env.envs.arena import Arena, open_arena
+from drrl_env.envs.arena import Arena
 from drrl_env.envs.tasks import TASKS
 from drrl_policies.base import Policy
 from drrl_policies.field import Field
@@ -61,11 +61,12 @@ def group_runs(folders: Sequence[Path], task: Task) -> list[Entrant]:
         ValueError: a folder is no finished run, was trained on another task, other observations or other ranks, or is
             no further seed of the runs of its name: it has the same seed, or was trained otherwise.
     """
+    if not folders:
+        return []
     groups: dict[str, list[Member]] = {}
-    arena = open_arena(task.env, 1, {**task.arguments(), "split": "train", "instances": 1}) if folders else None
+    arena = task.field("train", 1, 1, progress=False, measure=False).arena
     for folder in folders:
         config, agent = read_config(folder, "runs"), load_agent(folder, "runs")
-        assert arena is not None
         _check_run(folder, agent, task, arena)
         members = groups.setdefault(group_name(folder, config["algo"], config["policy"]), [])
         _check_seed(folder, config, members)
